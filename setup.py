@@ -1,0 +1,37 @@
+"""Installs ssl_jax: `pip install -e .`, or `pip install -e ".[test]"` with what the tests need."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="ssl_jax",
+    version="0.1.0",
+    description="Self-supervision by shuffling, with learned shuffles, in JAX.",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["ssl_jax", "ssl_jax.*"]),
+    package_data={"ssl_jax.data": ["atariari_ram.json"]},
+    install_requires=[
+        "absl-py",
+        "array_record",
+        "chex",
+        "dm-pix",
+        "envpool>=1.2",
+        "flax>=0.12",
+        "grain>=0.2.18",
+        "importlib_resources",  # tensorflow-datasets needs it to list its data sources
+        "jax>=0.10,<0.13",
+        "matplotlib",
+        "ml-collections",
+        "numpy",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "pillow",
+        "rich",
+        "scikit-learn",
+        "tensorboardX",
+        "tensorflow-datasets>=4.9.10",
+    ],
+    extras_require={
+        "test": ["hypothesis", "import-linter", "pytest", "ruff"],
+    },
+)

@@ -1,0 +1,1 @@
+"""The picture world: sources and pipelines."""

@@ -1,0 +1,447 @@
+"""From a `Source` to batches of uint8 pictures in host memory, by grain.
+
+`train_batches` is endless, shuffled and resumable; `evaluation_batches` reads every example once;
+`load_arrays` reads a small split whole. Pictures are decoded by Pillow, in threads or in worker
+processes, while the training step runs. All can be shared out over processes.
+
+Positions in the training stream are counted over all processes together. A position decides which
+example comes there, how it is cropped and what takes its place if it cannot be used; so a batch
+depends on nothing but the seed and its number, and to resume is to start at another number.
+"""
+
+import dataclasses
+import functools
+import io
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from ssl_jax.data.sources import Source
+from ssl_jax.runtime.errors import InputError
+
+MIN_READ = 100  # examples to read before the share of bad ones can stop a run
+MAX_REDRAWS = 100  # random draws for one position, all of them bad, after which it is given up
+
+Bad = tuple[int, str, str]  # index in the source, cause, details
+
+
+class UndersizedError(ValueError):
+    """A picture is smaller than is useful."""
+
+
+@dataclasses.dataclass
+class Skipped:
+    """The examples that could not be used.
+
+    Attributes:
+        max_share: share of bad examples among those read above which `add` stops the run.
+        read: examples read so far, bad ones and repetitions in later epochs included.
+        bad: bad ones among them.
+        causes: (name of the source, index) -> `unreadable` or `undersized`, for each bad example.
+    """
+
+    max_share: float = 0.05
+    read: int = 0
+    bad: int = 0
+    causes: dict[tuple[str, int], str] = dataclasses.field(default_factory=dict)
+
+    def counts(self) -> dict[str, int]:
+        """Returns how many different examples were skipped for each cause."""
+        return dict(Counter(self.causes.values()))
+
+    def add(self, source_name: str, read: int, bad: Sequence[Bad]) -> None:
+        """Counts what a batch has read, and names every bad example in the log once.
+
+        Raises:
+            InputError: the share of bad ones, of at least 100 examples read, is above `max_share`.
+        """
+        self.read += read
+        self.bad += len(bad)
+        for index, cause, details in bad:
+            if (source_name, index) not in self.causes:
+                self.causes[source_name, index] = cause
+                logging.warning(
+                    "Skipped %s: %s, example %d (%s).", cause, source_name, index, details
+                )
+        if self.read >= MIN_READ and self.bad > self.max_share * self.read:
+            counts = ", ".join(f"{count} {cause}" for cause, count in self.counts().items())
+            first = "; ".join(f"{name}, example {index}" for name, index in [*self.causes][:5])
+            raise InputError(
+                f"{self.bad} of the {self.read} examples read could not be used ({counts} different"
+                f" ones, the first: {first}), which is more than the share of {self.max_share:g}"
+                " that is allowed: mend the data set or raise max_bad_share."
+            )
+
+
+def decode_image(
+    encoded: bytes,
+    image_size: tuple[int, int],
+    min_size: tuple[int, int],
+    rng: np.random.Generator | None = None,
+) -> np.ndarray:
+    """Decodes a picture to RGB of a given size.
+
+    A picture of just this size keeps its pixels. Any other is scaled (bilinear, antialiased) until
+    it just covers the size, and cropped: at a random place with `rng`, else in the middle. Grey and
+    palette pictures become RGB; transparency is dropped.
+
+    Args:
+        encoded: the bytes of a JPEG, PNG, ... file.
+        image_size: height and width in pixels.
+        min_size: the smallest height and width to accept, in pixels.
+        rng: chooses the place of the crop.
+
+    Returns:
+        uint8 [height, width, 3].
+
+    Raises:
+        UndersizedError: the picture is smaller than `min_size`.
+        Exception: anything else that Pillow's readers raise at broken files.
+    """
+    height, width = image_size
+    image = Image.open(io.BytesIO(encoded))
+    if image.height < min_size[0] or image.width < min_size[1]:
+        raise UndersizedError(
+            f"{image.height} x {image.width}, needed are {min_size[0]} x {min_size[1]}"
+        )
+    image.draft("RGB", (width, height))  # Lets JPEG decode at 1/2, 1/4 or 1/8 if that covers.
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    if (image.height, image.width) != image_size:
+        scale = max(height / image.height, width / image.width)
+        rows, columns = height / scale, width / scale  # what the crop covers of the picture
+        free = int(image.height - rows), int(image.width - columns)
+        top, left = (n // 2 if rng is None else int(rng.integers(n + 1)) for n in free)
+        box = (left, top, min(left + columns, image.width), min(top + rows, image.height))
+        image = image.resize((width, height), Image.Resampling.BILINEAR, box)
+    return np.asarray(image)
+
+
+def _load(source: Source, index: int, **decoding: Any) -> tuple[dict[str, Any], Bad | None]:
+    """Reads and decodes an example; returns it, or else why it is bad."""
+    try:
+        example = source[index]
+        return example | {"image": decode_image(example["image"], **decoding)}, None
+    except UndersizedError as error:
+        return {}, (index, "undersized", str(error))
+    # Broken files make Pillow, and broken records make the reader, raise errors of every kind.
+    except Exception as error:
+        return {}, (index, "unreadable", f"{type(error).__name__}: {error}")
+
+
+def _train_batch(
+    number: int,
+    indices: np.ndarray,
+    *,
+    source: Source,
+    seed: int,
+    process_index: int,
+    process_count: int,
+    **decoding: Any,
+) -> dict[str, Any]:
+    """Reads batch `number` of a process: the examples `indices`, with others for the bad ones."""
+    images, used, bad = [], [], []
+    for slot, index in enumerate(indices):
+        position = process_index + process_count * (number * len(indices) + slot)
+        rng = np.random.default_rng([seed, position])
+        for _ in range(MAX_REDRAWS):
+            example, problem = _load(source, int(index), rng=rng, **decoding)
+            if problem is None:
+                images.append(example["image"])
+                used.append(index)
+                break
+            bad.append(problem)
+            index = rng.integers(len(source))
+        else:
+            return {"bad": bad, "read": len(images) + len(bad)}  # There is nothing to train on.
+    return {
+        "image": np.stack(images),
+        "index": np.array(used, np.int64),
+        "bad": bad,
+        "read": len(images) + len(bad),
+    }
+
+
+class TrainBatches(Iterator[dict[str, np.ndarray]]):
+    """An endless iterator of batches {"image": uint8 [B, H, W, 3], "index": int64 [B]}.
+
+    `get_state` and `set_state` speak of the batches handed out, whatever is already prefetched: an
+    iterator with the same arguments and a restored state goes on with the very next batch. The
+    state does not depend on threads or workers, nor, as long as the batch of all processes together
+    has the same size, on their number.
+
+    Attributes:
+        skipped: the examples that could not be used, of the batches handed out.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batches: grain.MapDataset,
+        max_bad_share: float,
+        **prefetching: int,
+    ):
+        self.skipped = Skipped(max_bad_share)
+        self._source = source
+        self._batches = batches
+        self._prefetching = prefetching
+        self._number = 0
+        self._iterator = None
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._iterator is None:
+            self._iterator = _prefetched(self._batches[self._number :], **self._prefetching)
+        batch = next(self._iterator)
+        self.skipped.add(self._source.name, batch.pop("read"), batch.pop("bad"))
+        if not batch:
+            raise InputError(
+                f"{self._source.name} gave {MAX_REDRAWS} bad examples in a row; mend the data set."
+            )
+        self._number += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns what `set_state` needs to go on from here; made of JSON types."""
+        return {
+            "batch": self._number,
+            "examples": len(self._source),
+            "read": self.skipped.read,
+            "bad": self.skipped.bad,
+            "causes": [[*example, cause] for example, cause in self.skipped.causes.items()],
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on from where a state was taken.
+
+        Raises:
+            InputError: the state belongs to a split of another size.
+        """
+        if state["examples"] != len(self._source):
+            raise InputError(
+                f"{self._source.name} has {len(self._source)} examples, but the saved run read"
+                f" {state['examples']}; restore the data set or start in a new directory."
+            )
+        self.close()
+        self._number = state["batch"]
+        self.skipped = Skipped(
+            self.skipped.max_share,
+            state["read"],
+            state["bad"],
+            {(name, index): cause for name, index, cause in state["causes"]},
+        )
+
+    def close(self) -> None:
+        """Ends threads and worker processes; the next batch would start them again."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+
+def train_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    image_size: tuple[int, int],
+    seed: int,
+    min_size: tuple[int, int] | None = None,
+    max_bad_share: float = 0.05,
+    workers: int = 0,
+    threads: int = 2,
+    prefetch: int = 4,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainBatches:
+    """Reads a split for ever, in another random order in every epoch.
+
+    Every epoch of all processes together holds every example once. An example that cannot be used
+    is skipped: a random other one, the same in every run, takes its place.
+
+    Args:
+        source: the split.
+        batch_size: examples in a batch of this process.
+        image_size: height and width in pixels; see `decode_image`.
+        seed: not negative; decides order and crops.
+        min_size: height and width below which a picture is skipped; None is half of `image_size`.
+        max_bad_share: share of skipped examples above which the run stops with an `InputError`.
+        workers: processes that decode. With 0, threads of this process do, which is enough as long
+            as decoding takes fewer cores than Pillow leaves the interpreter free for.
+        threads: decoding threads where there are no workers.
+        prefetch: batches to keep ready.
+        process_index: which of the processes this is.
+        process_count: processes that share the examples.
+
+    Raises:
+        InputError: a number is too small. Reading batches raises it for too many bad examples.
+    """
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("seed", seed, 0),
+        ("workers", workers, 0),
+        ("threads", threads, 1),
+        ("prefetch", prefetch, 1),
+    ):
+        if value < least:
+            raise InputError(f"{name} is {value}, but must be at least {least}.")
+    # grain shuffles epoch k with seed + k: seeds next to each other would share epochs.
+    shuffle_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    indices = grain.MapDataset.range(len(source)).shuffle(seed=shuffle_seed).repeat()
+    batches = (
+        indices[process_index::process_count]
+        .batch(batch_size, drop_remainder=True)
+        .map_with_index(
+            functools.partial(
+                _train_batch,
+                source=source,
+                seed=seed,
+                process_index=process_index,
+                process_count=process_count,
+                image_size=image_size,
+                min_size=min_size or half(image_size),
+            )
+        )
+    )
+    return TrainBatches(
+        source, batches, max_bad_share, workers=workers, threads=threads, prefetch=prefetch
+    )
+
+
+def _prefetched(
+    batches: grain.MapDataset, *, workers: int, threads: int, prefetch: int
+) -> grain.DatasetIterator:
+    if workers:
+        if not flags.FLAGS.is_parsed():  # grain asks for flags; a notebook or a test parses none.
+            flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(workers, max(1, prefetch // workers))
+        return iter(batches.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(options))
+    return iter(batches.to_iter_dataset(grain.ReadOptions(threads, max(prefetch, threads))))
+
+
+def half(image_size: tuple[int, int]) -> tuple[int, int]:
+    """Returns the smallest size to accept for a target size, unless another is asked for."""
+    return (image_size[0] + 1) // 2, (image_size[1] + 1) // 2
+
+
+def evaluation_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    image_size: tuple[int, int],
+    limit: int | None = None,
+    min_size: tuple[int, int] | None = None,
+    skipped: Skipped | None = None,
+    threads: int = 2,
+    prefetch: int = 4,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Reads a split once, in order.
+
+    Every process gets the same number of batches of the same size. Rows that fill up the last ones,
+    and rows of examples that cannot be used, are zero and have `mask` False: a sum over rows with
+    `mask` counts every good example once, over all processes together.
+
+    Args:
+        source: the split, opened with the fields that the batches shall have.
+        batch_size: rows in a batch of this process.
+        image_size: height and width in pixels; other pictures are cropped in the middle.
+        limit: reads this many examples, evenly spread over the split, instead of all.
+        min_size: as in `train_batches`.
+        skipped: counts the examples that cannot be used; None starts a new count.
+        threads: decoding threads.
+        prefetch: batches to keep ready.
+        process_index: which of the processes this is.
+        process_count: processes that share the examples.
+
+    Yields:
+        {"image": uint8 [B, H, W, 3], "mask": bool [B], "index": int64 [B] (-1 where it fills up),
+        and every field of the source: [B, ...]}.
+
+    Raises:
+        InputError: too many examples cannot be used.
+    """
+    chosen = np.arange(len(source))
+    if limit is not None and limit < len(source):
+        chosen = np.arange(limit) * len(source) // limit
+    skipped = Skipped() if skipped is None else skipped
+    steps = -(-len(chosen) // (batch_size * process_count))
+    slots = np.full(steps * process_count * batch_size, -1)
+    slots[: len(chosen)] = chosen
+    mine = slots.reshape(steps, process_count, batch_size)[:, process_index]
+    batches = grain.MapDataset.source(mine).map(
+        functools.partial(
+            _evaluation_batch,
+            source=source,
+            empty=source.blank() | {"image": np.zeros((*image_size, 3), np.uint8)},
+            image_size=image_size,
+            min_size=min_size or half(image_size),
+        )
+    )
+    iterator = _prefetched(batches, workers=0, threads=threads, prefetch=prefetch)
+    try:
+        for batch in iterator:
+            skipped.add(source.name, batch.pop("read"), batch.pop("bad"))
+            yield batch
+    finally:
+        iterator.close()
+
+
+def _evaluation_batch(
+    indices: np.ndarray, *, source: Source, empty: dict[str, np.ndarray], **decoding: Any
+) -> dict[str, Any]:
+    """Reads the examples `indices`; -1 is a row to leave empty."""
+    rows, bad = [empty] * len(indices), []
+    mask = np.zeros(len(indices), bool)
+    for slot in np.flatnonzero(indices >= 0):
+        example, problem = _load(source, int(indices[slot]), **decoding)
+        if problem is None:
+            rows[slot], mask[slot] = example, True
+        else:
+            bad.append(problem)
+    batch = {field: np.stack([row[field] for row in rows]) for field in empty}
+    return batch | {
+        "mask": mask,
+        "index": indices.astype(np.int64),
+        "bad": bad,
+        "read": int(np.sum(indices >= 0)),
+    }
+
+
+def load_arrays(
+    source: Source,
+    *,
+    image_size: tuple[int, int],
+    limit: int | None = None,
+    min_size: tuple[int, int] | None = None,
+    skipped: Skipped | None = None,
+    threads: int = 2,
+) -> dict[str, np.ndarray]:
+    """Reads a split, or `limit` examples spread evenly over it, into memory.
+
+    Arguments and errors are those of `evaluation_batches`; examples that cannot be used are left
+    out.
+
+    Returns:
+        {"image": uint8 [N, H, W, 3], "index": int64 [N], and every field of the source: [N, ...]}.
+    """
+    batches = [
+        {field: values[batch["mask"]] for field, values in batch.items() if field != "mask"}
+        for batch in evaluation_batches(
+            source,
+            batch_size=64,
+            image_size=image_size,
+            limit=limit,
+            min_size=min_size,
+            skipped=skipped,
+            threads=threads,
+        )
+    ]
+    arrays = {field: np.concatenate([batch[field] for batch in batches]) for field in batches[0]}
+    if not len(arrays["index"]):
+        raise InputError(f"None of the examples of {source.name} can be used; mend the data set.")
+    return arrays

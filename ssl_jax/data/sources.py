@@ -1,0 +1,258 @@
+"""Where pictures come from: any tensorflow-datasets data set, read at random without TensorFlow.
+
+`make` finds a data set and names its four splits; `Sources.open` gives one of them as a `Source`,
+which is what `ssl_jax.data.pipeline` reads: it has a length, an example for every index and a name,
+and it can be sent to worker processes.
+"""
+
+import dataclasses
+import difflib
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ssl_jax.runtime.errors import InputError
+
+if TYPE_CHECKING:  # Importing tfds takes half a second, so it happens where it is needed.
+    import tensorflow_datasets as tfds
+
+SPLITS = ("train", "selection", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Random access to the examples of one split.
+
+    Attributes:
+        name: data set and split, for messages: `cifar10 train[2%:]`.
+        records: the serialized `tf.train.Example`s, by index.
+        features: the fields to give besides the picture.
+    """
+
+    name: str
+    records: Sequence[bytes]
+    features: "tfds.features.FeaturesDict"
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns {"image": the encoded picture (bytes), field: np.ndarray, ...}."""
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        record = self.records[index]
+        # tfds's own decoding of an example costs ten times as much as this and would be a fifth of
+        # the time to get a small picture. Only the fields that are asked for go through it.
+        example = tf_example_pb2.Example.FromString(record)
+        image = example.features.feature["image"].bytes_list.value[0]
+        if not self.features:
+            return {"image": image}
+        fields = self.features.deserialize_example_np(record)
+        return {"image": image} | {
+            field: np.asarray(value, self.features[field].np_dtype)
+            for field, value in fields.items()
+        }
+
+    def blank(self) -> dict[str, np.ndarray]:
+        """Returns the fields of an example that is not there: zeros of their shapes and dtypes."""
+        return {
+            field: np.zeros(feature.shape, feature.np_dtype)
+            for field, feature in self.features.items()
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """A prepared data set and what its splits are called in it.
+
+    Attributes:
+        name: the tfds name, for example `atari_frames/tiny`.
+        splits: split -> tfds split expression, for each of `SPLITS`.
+        builder: the tfds builder of the prepared data.
+    """
+
+    name: str
+    splits: Mapping[str, str]
+    builder: "tfds.core.DatasetBuilder"
+
+    def open(self, split: str, fields: Sequence[str] = ()) -> Source:
+        """Opens a split.
+
+        Args:
+            split: one of `SPLITS`.
+            fields: what to give of an example besides `image`: features of fixed shape, for example
+                `label`, or `ram`, `game`, `episode`, `step`, `terminal` of atari_frames.
+
+        Raises:
+            InputError: no such field.
+        """
+        import tensorflow_datasets as tfds
+
+        known = _batchable_fields(self.builder.info.features)
+        for field in fields:
+            if field not in known:
+                raise InputError(unknown_name(f"field of {self.name}", field, known))
+        source = self.builder.as_data_source(
+            self.splits[split],
+            deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+            file_format="array_record",
+        )
+        return Source(
+            name=f"{self.name} {self.splits[split]}",
+            records=source.data_source,
+            features=tfds.features.FeaturesDict({field: known[field] for field in fields}),
+        )
+
+    def class_names(self, field: str) -> tuple[str, ...]:
+        """Returns the names of the classes of a class label, in the order of their ids."""
+        return tuple(self.builder.info.features[field].names)
+
+
+def make(
+    *, name: str, data_dir: str | None = None, splits: Mapping[str, str] | None = None
+) -> Sources:
+    """Finds a data set and decides on its splits.
+
+    `atari_frames` is rendered on first use; every other data set must have been prepared as
+    array_record. A split that the data set does not have itself is cut from its `train`:
+
+    - `selection` (what a permutation policy is rewarded for; never reported) is `train[0%:1%]`;
+    - `validation` is the next percent;
+    - `test` is the data set's own `validation`, or else the same as ours;
+    - `train` is the rest.
+
+    The `test` of some data sets has no labels: for `imagenet2012` pass `{"test": "validation"}`.
+
+    Args:
+        name: tfds name: `atari_frames`, `atari_frames/tiny`, `imagenet2012`, `voc/2007`, ...
+        data_dir: directory of tfds data sets; None is the usual one (`TFDS_DATA_DIR`, or
+            `~/tensorflow_datasets`).
+        splits: tfds split expressions that replace the ones above, for example
+            `{"train": "train[:90%]", "validation": "train[95%:]"}`.
+
+    Raises:
+        InputError: the data set is unknown, not prepared, prepared in a format without random
+            access, or without pictures; or a split is unknown, empty, or shares examples with
+            `train`.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = _open(name, data_dir)
+    features = builder.info.features
+    if "image" not in features or not isinstance(features["image"], tfds.features.Image):
+        raise InputError(
+            f"{name} has no field 'image' of single pictures; its fields are {', '.join(features)}."
+        )
+    own = builder.info.splits
+    chosen, taken = {}, 0
+    for split in ("selection", "validation"):
+        chosen[split] = split if split in own else f"train[{taken}%:{taken + 1}%]"
+        taken += split not in own
+    chosen["train"] = f"train[{taken}%:]" if taken else "train"
+    chosen["test"] = "test" if "test" in own else chosen["validation"]
+    for split, expression in (splits or {}).items():
+        if split not in SPLITS:
+            raise InputError(unknown_name("split", split, SPLITS))
+        chosen[split] = expression
+    sources = Sources(name, chosen, builder)
+    _check_splits(sources)
+    return sources
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Returns the sentence for a name that is not known, with the closest ones that are."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.0)
+    return f"No {kind} is called {name!r}; did you mean {' or '.join(close)}?"
+
+
+def _open(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
+    """Opens a data set from its files, without the code that prepared it (atari_frames: builds)."""
+    import tensorflow_datasets as tfds
+
+    dataset, _, config = name.partition("/")
+    if dataset == "atari_frames":
+        from ssl_jax.data import atari_frames
+
+        return atari_frames.build(config or "default", data_dir)
+    directory = data_dir or tfds.core.constants.DATA_DIR
+    # Every error of tfds here is a ValueError, a name that is no name at all included.
+    try:
+        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
+    except ValueError as error:
+        known = {*tfds.list_builders(with_community_datasets=False), "atari_frames"}
+        if dataset.partition(":")[0] not in known:
+            sentence = unknown_name("tensorflow-datasets data set", dataset, known)
+            raise InputError(f"{sentence} It is not in {directory} either.") from error
+        where = f", data_dir={data_dir!r}" if data_dir else ""
+        raise InputError(
+            f"{name} is not prepared in {directory}; prepare it, where TensorFlow is installed, by"
+            f' python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}{where},'
+            " file_format='array_record').download_and_prepare()\""
+        ) from error
+    formats = {file_format.value for file_format in builder.info.available_file_formats()}
+    if "array_record" not in formats:
+        raise InputError(
+            f"{name} is prepared in {builder.data_dir} as {', '.join(sorted(formats))}, which gives"
+            " no random access; add array_record, where TensorFlow is installed, by tfds"
+            f" convert_format --dataset_version_dir={builder.data_dir}"
+            " --out_file_format=array_record"
+        )
+    return builder
+
+
+def _batchable_fields(features: "tfds.features.FeaturesDict") -> dict[str, Any]:
+    """Returns the features besides the picture whose values have one shape in all examples."""
+    import tensorflow_datasets as tfds
+
+    infos = {field: feature.get_tensor_info() for field, feature in features.items()}
+    return {
+        field: features[field]
+        for field, info in infos.items()
+        if field != "image"
+        and isinstance(info, tfds.features.TensorInfo)
+        and None not in info.shape
+    }
+
+
+def _check_splits(sources: Sources) -> None:
+    """Raises InputError for splits that cannot be, are empty, or share examples.
+
+    Only `validation` and `test` may share: both are reported, none is learned from.
+    """
+    rows = {split: _rows(sources, split) for split in SPLITS}
+    for first, second in itertools.combinations(SPLITS, 2):
+        if {first, second} == {"validation", "test"}:
+            continue
+        for (own, some), (other, others) in itertools.product(rows[first], rows[second]):
+            if own == other and max(some.start, others.start) < min(some.stop, others.stop):
+                raise InputError(
+                    f"The splits {first} ({sources.splits[first]}) and {second}"
+                    f" ({sources.splits[second]}) of {sources.name} share examples; make them"
+                    " disjoint."
+                )
+
+
+def _rows(sources: Sources, split: str) -> list[tuple[str, range]]:
+    """Returns the rows of a split: (the data set's own split, rows of that), ..."""
+    import tensorflow_datasets as tfds
+
+    expression, infos = sources.splits[split], sources.builder.info.splits
+    try:
+        parts = tfds.core.ReadInstruction.from_spec(expression).to_absolute(infos)
+        rows = [
+            (part.splitname, range(infos[part.splitname].num_examples)[part.from_ : part.to])
+            for part in parts
+        ]
+    except (ValueError, KeyError) as error:
+        has = ", ".join(f"{own} ({info.num_examples} examples)" for own, info in infos.items())
+        raise InputError(
+            f"{sources.name} has no {expression!r} for the split {split}; it has {has}, and parts"
+            " are written like train[:90%] or train[100:]."
+        ) from error
+    if not any(part for _, part in rows):
+        raise InputError(
+            f"The split {split} of {sources.name} is empty ({expression}); give it a larger part."
+        )
+    return rows

@@ -1,0 +1,1 @@
+"""One file per experiment: where loops and side effects meet."""

@@ -1,0 +1,52 @@
+"""Runs one experiment: a config file goes in, a work directory comes out.
+
+python -m ssl_jax.main --config=configs/jigsaw_rl.py
+python -m ssl_jax.main --config=configs/jigsaw_rl.py:paper,policy=uniform --workdir=/tmp/paper
+python -m ssl_jax.main --config=configs/jigsaw_rl.py --config.train.steps=100
+
+The same command again goes on from the last checkpoint.
+"""
+
+import importlib
+import pkgutil
+import shlex
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+import ssl_jax.experiments
+from ssl_jax.runtime import config as config_lib
+from ssl_jax.runtime.errors import InputError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file and what it takes after a colon; --config.key=value overrides."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where a run writes and resumes; by default runs/CONFIG[-ARG]."
+)
+
+
+def main(argv: list[str]) -> None:
+    """Claims the work directory, then imports and runs the experiment that the config names."""
+    del argv
+    config = _CONFIG.value
+    if config is None:
+        known = " or ".join(config_lib.list_configs()) or "a config file"
+        raise InputError(f"give an experiment by --config=FILE: {known}; --help says more")
+    experiments = [module.name for module in pkgutil.iter_modules(ssl_jax.experiments.__path__)]
+    config_lib.check_known("experiment", config.get("experiment"), experiments)
+    default = config_lib.default_workdir(flags.FLAGS["config"].config_filename)
+    workdir = config_lib.claim_workdir(_WORKDIR.value or default, config)
+    # Imported only now: jax takes seconds to start, and a mistyped flag should not wait for it.
+    experiment = importlib.import_module(f"ssl_jax.experiments.{config.experiment}")
+    try:
+        experiment.run(config, workdir)
+    except KeyboardInterrupt:
+        command = shlex.join(["python", "-m", "ssl_jax.main", *sys.argv[1:]])
+        print(f"\ninterrupted; to go on from the last checkpoint: {command}", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    config_lib.run_app(main)

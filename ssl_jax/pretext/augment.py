@@ -1,0 +1,106 @@
+"""Defences against shortcuts: low-level cues that would solve a puzzle without looking at its content.
+
+All functions are pure, work on whole batches on the device, and take an explicit key. Sources: Doersch,
+Gupta and Efros 2015 (chromatic aberration), Noroozi and Favaro 2016 (gap, normalisation, grey images).
+"""
+
+import dm_pix
+import jax
+import jax.numpy as jnp
+
+GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
+
+
+def crop(images: jax.Array, offsets: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Cuts one window from each image.
+
+    Args:
+      images: [..., H, W, C].
+      offsets: int32 [..., 2], row and column of the window's upper left pixel.
+      size: height and width of the window, in pixels.
+
+    Returns:
+      [..., size[0], size[1], C].
+    """
+    height, width, channels = images.shape[-3:]
+    leading = images.shape[:-3]
+    if size == (height, width):
+        return images
+
+    def one(image, offset):
+        return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), (*size, channels))
+
+    windows = jax.vmap(one)(images.reshape(-1, height, width, channels), offsets.reshape(-1, 2))
+    return windows.reshape(*leading, *size, channels)
+
+
+def random_offsets(key: jax.Array, shape: tuple[int, ...], room: tuple[int, int]) -> jax.Array:
+    """Uniform offsets int32 [*shape, 2] with 0 <= offset <= room, in pixels."""
+    limit = jnp.broadcast_to(jnp.array(room) + 1, (*shape, 2))
+    return jax.random.randint(key, (*shape, 2), 0, limit)
+
+
+def color_jitter(key: jax.Array, images: jax.Array, strength: float) -> jax.Array:
+    """Random brightness, contrast and saturation, one draw per image.
+
+    Args:
+      key: PRNG key.
+      images: float [B, H, W, 3] in [0, 1].
+      strength: brightness moves by up to +-strength, contrast and saturation are scaled by a factor in
+        [1 - strength, 1 + strength]; 0 <= strength < 1.
+    """
+
+    def one(key, image):
+        keys = jax.random.split(key, 3)
+        image = dm_pix.random_brightness(keys[0], image, strength)
+        image = dm_pix.random_contrast(keys[1], image, lower=1 - strength, upper=1 + strength)
+        return _adjust_saturation(
+            image, jax.random.uniform(keys[2], (), minval=1 - strength, maxval=1 + strength)
+        )
+
+    return jax.vmap(one)(jax.random.split(key, images.shape[0]), images)
+
+
+def _adjust_saturation(image, factor):
+    # Towards or away from its grey version: linear, where a detour over HSV costs ten times as much.
+    grey = to_grey(image)
+    return grey + factor * (image - grey)
+
+
+def to_grey(images: jax.Array) -> jax.Array:
+    """The grey version of float [..., 3], again with three (equal) channels."""
+    grey = images @ jnp.array(GREY_WEIGHTS, images.dtype)
+    return jnp.broadcast_to(grey[..., None], images.shape)
+
+
+def random_grey(key: jax.Array, images: jax.Array, probability: float) -> jax.Array:
+    """Turns each of the images, float [B, H, W, 3], grey with this probability."""
+    shape = (images.shape[0],) + (1,) * (images.ndim - 1)
+    return jnp.where(jax.random.bernoulli(key, probability, shape), to_grey(images), images)
+
+
+def shift_channels(key: jax.Array, images: jax.Array, max_shift: int) -> jax.Array:
+    """Moves every colour channel of every tile by its own offset, up to +-max_shift pixels each way.
+
+    A lens bends colours by different amounts, and the amount grows with the distance from the optical
+    centre: it tells where a tile came from. Random shifts larger than that make it useless. Edge pixels
+    are repeated. Images are [..., H, W, C].
+    """
+    height, width, channels = images.shape[-3:]
+    pad = [(0, 0)] * (images.ndim - 3) + [(max_shift, max_shift), (max_shift, max_shift), (0, 0)]
+    padded = jnp.moveaxis(jnp.pad(images, pad, mode="edge"), -1, -3)[
+        ..., None
+    ]  # [..., C, H', W', 1]
+    offsets = random_offsets(key, padded.shape[:-3], (2 * max_shift, 2 * max_shift))
+    return jnp.moveaxis(crop(padded, offsets, (height, width))[..., 0], -3, -1)
+
+
+def normalize(images: jax.Array, epsilon: float = 0.01) -> jax.Array:
+    """Mean 0 and deviation 1 per image and channel; float [..., H, W, C] in [0, 1].
+
+    Levels and contrast of neighbouring tiles match, which would give their order away. epsilon (in units
+    of full scale) keeps a flat tile flat.
+    """
+    mean = images.mean((-3, -2), keepdims=True)
+    deviation = images.std((-3, -2), keepdims=True)
+    return (images - mean) / (deviation + epsilon)

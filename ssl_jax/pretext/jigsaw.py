@@ -1,0 +1,139 @@
+"""Jigsaw puzzles: an image cut into a grid of tiles, to be put in order again (Noroozi and Favaro 2016).
+
+    image 210 x 160           window 120 x 120           3 x 3 cells of 40 x 40,   order p: position i
+    +--------------+          +-----------+              a 32 x 32 tile at a       shows tile p[i]
+    |    .-----.   |  crop    |           |   cut        random place in each      +--+ +--+ +--+
+    |    |     |   |  ---->   |           |  ----->      +--+ +--+  +--+   shuffle |p0| |p1| |p2|
+    |    '-----'   |          |           |              |0 | |1 |  |2 |   ----->  +--+ +--+ +--+
+    +--------------+          +-----------+              +--+ +--+  +--+            ...
+
+Everything is pure, jittable and works on whole batches on the device. Tiles are numbered row by row.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from ssl_jax.pretext import augment
+from ssl_jax.runtime.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Jigsaw:
+    """A jigsaw task and its defences against shortcuts, each of which can be switched off.
+
+    Attributes:
+      grid: rows and columns of the puzzle.
+      window: height and width in pixels of the random part of the image that is cut up; None: all of it.
+      tile: height and width of a tile in pixels. A tile smaller than its cell leaves a gap.
+      gap_jitter: whether a tile lies at a random place of its cell (else in its centre).
+      color_jitter: strength in [0, 1) of random brightness, contrast and saturation; 0 is off.
+      grey: share of the images shown in grey (literature: 0.3 to 0.66); 0 is off.
+      channel_shift: largest random shift of a colour channel of a tile, in pixels; 0 is off.
+      normalize: whether each tile gets mean 0 and deviation 1 (else pixels are 2 x - 1).
+    """
+
+    grid: tuple[int, int] = (3, 3)
+    window: tuple[int, int] | None = None
+    tile: tuple[int, int]
+    gap_jitter: bool = True
+    color_jitter: float = 0.4
+    grey: float = 0.5
+    channel_shift: int = 1
+    normalize: bool = True
+
+    def __post_init__(self):
+        for name in ("color_jitter", "grey"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(
+                    f"config.jigsaw.{name} must lie in [0, 1], not {getattr(self, name)}."
+                )
+        if self.channel_shift < 0:
+            raise InputError("config.jigsaw.channel_shift must be 0 (off) or a number of pixels.")
+        if min(self.grid) < 1 or self.num_tiles < 2:
+            raise InputError(f"config.jigsaw.grid={self.grid} must have at least two tiles.")
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles of a puzzle: the length of its permutations."""
+        return self.grid[0] * self.grid[1]
+
+    def check(self, image_size: tuple[int, int]) -> None:
+        """Raises InputError unless the window fits the images and the tiles fit their cells."""
+        window = self.window or image_size
+        if window[0] > image_size[0] or window[1] > image_size[1]:
+            raise InputError(
+                f"config.jigsaw.window={window} is larger than the images, "
+                f"config.data.image_size={image_size}."
+            )
+        cell = (window[0] // self.grid[0], window[1] // self.grid[1])
+        if self.tile[0] > cell[0] or self.tile[1] > cell[1]:
+            raise InputError(
+                f"config.jigsaw.tile={self.tile} is larger than a cell: a window of {window} in a "
+                f"{self.grid[0]}x{self.grid[1]} grid has cells of {cell}."
+            )
+
+
+def puzzle(key: jax.Array, images: jax.Array, task: Jigsaw, *, train: bool) -> jax.Array:
+    """Cuts images into augmented tiles, in their original order.
+
+    Args:
+      key: PRNG key of this batch.
+      images: uint8 [B, H, W, 3].
+      task: sizes and defences.
+      train: whether colours are augmented; windows and gaps are random in any case, from the key, so
+        that a fixed key gives fixed held-out puzzles of the same kind.
+
+    Returns:
+      float32 [B, m, h, w, 3], m = task.num_tiles; `shuffle` puts them in the order to be named.
+    """
+    window_key, jitter_key, grey_key, cut_key, shift_key = jax.random.split(key, 5)
+    if task.window is not None:
+        room = (images.shape[1] - task.window[0], images.shape[2] - task.window[1])
+        offsets = augment.random_offsets(window_key, images.shape[:1], room)
+        images = augment.crop(images, offsets, task.window)
+    images = images.astype(jnp.float32) / 255
+    if train and task.color_jitter:
+        images = augment.color_jitter(jitter_key, images, task.color_jitter)
+    if train and task.grey:
+        images = augment.random_grey(grey_key, images, task.grey)
+    tiles, _ = cut(cut_key, images, grid=task.grid, tile=task.tile, jitter=task.gap_jitter)
+    if train and task.channel_shift:
+        tiles = augment.shift_channels(shift_key, tiles, task.channel_shift)
+    return augment.normalize(tiles) if task.normalize else 2 * tiles - 1
+
+
+def cut(
+    key: jax.Array, images: jax.Array, *, grid: tuple[int, int], tile: tuple[int, int], jitter: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Cuts one tile from each cell of a grid.
+
+    Args:
+      key: PRNG key.
+      images: [B, H, W, C]; rows and columns left over by the grid are dropped at the end.
+      grid: rows and columns of cells.
+      tile: height and width of a tile, at most those of a cell.
+      jitter: whether the tile's place in its cell is random (else the centre).
+
+    Returns:
+      Tiles [B, m, h, w, C] row by row, and int32 [B, m, 2], the row and column in pixels of each tile's
+      upper left corner inside its cell.
+    """
+    batch, height, width, channels = images.shape
+    (rows, columns), cell = grid, (height // grid[0], width // grid[1])
+    cells = images[:, : rows * cell[0], : columns * cell[1]]
+    cells = cells.reshape(batch, rows, cell[0], columns, cell[1], channels).swapaxes(2, 3)
+    cells = cells.reshape(batch, rows * columns, *cell, channels)
+    room = (cell[0] - tile[0], cell[1] - tile[1])
+    if jitter:
+        offsets = augment.random_offsets(key, cells.shape[:2], room)
+    else:
+        offsets = jnp.broadcast_to(jnp.array(room) // 2, (*cells.shape[:2], 2))
+    return augment.crop(cells, offsets, tile), offsets
+
+
+def shuffle(tiles: jax.Array, permutations: jax.Array) -> jax.Array:
+    """Puts tiles [B, m, ...] in the order of permutations [B, m]: position i shows tile p[i]."""
+    index = permutations.reshape(permutations.shape + (1,) * (tiles.ndim - 2))
+    return jnp.take_along_axis(tiles, index, axis=1)

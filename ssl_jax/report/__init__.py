@@ -1,0 +1,1 @@
+"""What people look at; reads a work directory, never a live experiment."""

@@ -1,0 +1,65 @@
+"""The last thing a run prints: its numbers beside their baselines, and where the report is."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ssl_jax.report import page
+
+
+def print_results(workdir: str | Path, console: Console | None = None) -> None:
+    """Prints the final numbers of a work directory as tables.
+
+    Args:
+      workdir: work directory of a run, which may still be going on.
+      console: where to print; the terminal if not given.
+
+    Raises:
+      InputError: there is no such directory, it holds no run, or one of its files is damaged.
+    """
+    run = page.read(workdir)
+    console = console or Console()
+    console.print(_numbers(run))
+    if page.probe_means(run):
+        console.print(_probe(run))
+    report = run.workdir / "report.html"
+    if report.is_file():
+        console.print(Text(f"Report: {report}"), soft_wrap=True)
+
+
+def _numbers(run: page.Run) -> Table:
+    table = Table(title="Pretext task", title_justify="left")
+    table.add_column("measure")
+    table.add_column("result", justify="right")
+    table.add_column("chance", justify="right")
+    chance = page.percentage(1 / run.permutations if run.permutations else None)
+    accuracy = page.percentage(run.last("val/accuracy"))
+    worst = page.percentage(run.last("val/worst_group_accuracy"))
+    table.add_row("validation accuracy", accuracy, chance)
+    table.add_row("worst group of permutations", worst, chance)
+    if (overhead := run.last("time/policy_overhead")) is not None:
+        table.add_row("time the policy adds", page.percentage(overhead), "")
+    if "wall_seconds" in run.results:
+        table.add_row("wall time", page.duration(run.results["wall_seconds"]), "")
+    return table
+
+
+def _probe(run: page.Run) -> Table:
+    means = page.probe_means(run)
+    table = Table(title="Linear probe of the frozen encoder, F1", title_justify="left")
+    table.add_column("category")
+    for encoder in means:
+        table.add_column(Text(encoder), justify="right")
+    compared = {"trained", "random"} <= means.keys()
+    if compared:
+        table.add_column("trained − random", justify="right")
+    rows = page.probe_table(run, "by_category")
+    for name, f1 in (*rows.items(), ("mean", means)):
+        cells = [page.score(f1.get(encoder)) for encoder in means]
+        if compared:
+            cells.append(page.difference(f1.get("trained"), f1.get("random")))
+        last = name == (list(rows)[-1] if rows else None)
+        table.add_row(Text(name.replace("_", " ")), *cells, end_section=last)
+    return table

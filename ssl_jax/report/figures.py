@@ -1,0 +1,412 @@
+"""Drawings of a run: arrays in, one matplotlib `Figure` out, all in one style.
+
+An inch of a figure is meant to be 100 CSS pixels of a page and `png` renders it at twice that, so
+that figures stay crisp on dense screens. Only the object-oriented API is used: no pyplot state and
+no window, safe in any process. Series are told apart by the colour-blind safe palette of Okabe and
+Ito (2008), magnitudes by colour maps that also order correctly in grey.
+"""
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import QuadMesh
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import BoundaryNorm, TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+
+INK, MUTED, GRID = "#1f2933", "#66717e", "#e4e8ec"
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+ENCODERS = ("#0072b2", "#8b97a4", "#c6cdd4")  # the encoder in question, then its baselines
+
+WIDTH = 4.9  # inches; two such figures stand side by side on the page
+HEIGHT = 2.75
+PIXELS_AN_INCH = 200
+
+_styled = matplotlib.rc_context(
+    {
+        "axes.axisbelow": True,
+        "axes.edgecolor": MUTED,
+        "axes.grid": True,
+        "axes.labelcolor": INK,
+        "axes.labelsize": 9,
+        "axes.linewidth": 0.7,
+        "axes.prop_cycle": matplotlib.cycler(color=SERIES),
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "figure.constrained_layout.use": True,
+        "figure.facecolor": "white",
+        "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
+        "font.size": 9,
+        "grid.color": GRID,
+        "grid.linewidth": 0.8,
+        "image.cmap": "viridis",
+        "legend.borderaxespad": 0.2,
+        "legend.columnspacing": 1.4,
+        "legend.fontsize": 8.5,
+        "legend.frameon": False,
+        "legend.handlelength": 1.3,
+        "legend.labelcolor": INK,
+        "lines.linewidth": 1.6,
+        "text.color": INK,
+        "text.parse_math": False,  # labels come from data; a dollar sign is a dollar sign
+        "xtick.color": MUTED,
+        "xtick.labelcolor": INK,
+        "xtick.labelsize": 8.5,
+        "xtick.major.size": 3,
+        "ytick.color": MUTED,
+        "ytick.labelcolor": INK,
+        "ytick.labelsize": 8.5,
+        "ytick.major.size": 0,
+    }
+)
+
+
+def png(figure: Figure) -> bytes:
+    """PNG bytes of `figure`, two pixels for each CSS pixel that it should take on a page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=PIXELS_AN_INCH)
+    return buffer.getvalue()
+
+
+@_styled
+def curves(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    ylabel: str,
+    percent: bool = False,
+    reference: tuple[str, float] | None = None,
+) -> Figure:
+    """Numbers over training steps.
+
+    A long series is drawn twice: as given, in pale, and its moving average on top.
+
+    Args:
+      series: label -> (steps [T], values [T]).
+      ylabel: name and unit of the values.
+      percent: the values are shares between 0 and 1, to be read as percentages from 0 up.
+      reference: (label, value) of a dashed horizontal line, such as chance.
+    """
+    figure = Figure(figsize=(WIDTH, HEIGHT))
+    axes = figure.add_subplot()
+    for (label, (steps, values)), color in zip(series.items(), SERIES * len(series), strict=False):
+        window = len(values) // 25
+        noisy = window > 1
+        marker = "o" if len(values) < 15 else None
+        axes.plot(
+            steps,
+            values,
+            color=color,
+            alpha=0.28 if noisy else 1.0,
+            linewidth=0.9 if noisy else None,
+            label=None if noisy else label,
+            marker=marker,
+            markersize=3.5,
+        )
+        if noisy:
+            axes.plot(steps, _moving_average(values, window), color=color, label=label)
+    if reference is not None:
+        axes.axhline(
+            reference[1], color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)), label=reference[0]
+        )
+    if percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
+        axes.set_ylim(bottom=0)
+    _steps_axis(axes)
+    axes.set_ylabel(ylabel)
+    if len(series) > 1 or reference is not None:
+        _legend_above(axes)
+    return figure
+
+
+@_styled
+def tiles(
+    images: np.ndarray,
+    tiles: np.ndarray,
+    labels: Sequence[int],
+    permutations: np.ndarray,
+    *,
+    grid: int,
+) -> Figure:
+    """Puzzles as the network saw them beside their images; a tile's number is its true place.
+
+    Args:
+      images: uint8 [n, H, W, 3], the images before cutting.
+      tiles: [n, m, h, w, 3], tiles in the shuffled order and in any scale: brightness and contrast
+        are stretched per puzzle for display.
+      labels: int [n], index of each puzzle's permutation, which is the class to be named.
+      permutations: int [N, m]; place i of a puzzle shows tile `permutations[label, i]`.
+      grid: tiles along an edge; m = grid * grid.
+    """
+    images, tiles = np.asarray(images), np.asarray(tiles, np.float32)
+    gap = max(1, tiles.shape[2] // 16)
+    puzzles = [_mosaic(_stretch(puzzle), grid, gap=gap) for puzzle in tiles]
+    aspects = [images.shape[2] / images.shape[1], puzzles[0].shape[1] / puzzles[0].shape[0]]
+    pairs = min(3, len(tiles))
+    rows = -(-len(tiles) // pairs)
+    inner, outer, above = 0.07, 0.3, 0.26  # inches in a pair, between pairs, above for the title
+    fixed = pairs * inner + (pairs - 1) * outer
+    height = min(1.7, (2.05 * WIDTH - fixed) / (pairs * sum(aspects)))
+    size = np.array([pairs * sum(aspects) * height + fixed, rows * (height + above)])
+    figure = Figure(figsize=size, layout="none")
+    widths = np.array(aspects) * height
+    for i, label in enumerate(labels):
+        corner = (
+            i % pairs * (widths.sum() + inner + outer),
+            size[1] - (i // pairs + 1) * (height + above),
+        )
+        original = figure.add_axes((*corner / size, *(widths[0], height) / size))
+        puzzle = figure.add_axes(
+            (*(corner + np.array([widths[0] + inner, 0])) / size, *(widths[1], height) / size)
+        )
+        permutation = [int(tile) for tile in permutations[label]]
+        for ax, picture, numbers in (
+            (original, images[i], range(grid * grid)),
+            (puzzle, puzzles[i], permutation),
+        ):
+            ax.set_axis_off()
+            ax.imshow(picture, aspect="auto")
+            _number_tiles(ax, numbers, grid)
+        _draw_cuts(original, grid)
+        order = textwrap.shorten(" ".join(map(str, permutation)), width=26, placeholder=" …")
+        puzzle.set_title(f"class {label}: {order}", fontsize=8.5, pad=3)
+    return figure
+
+
+@_styled
+def probability_heat_map(steps: Sequence[int], group_probability: np.ndarray) -> Figure:
+    """Which group of permutations the policy drew from, over time.
+
+    Args:
+      steps: int [T], the steps of the policy's evaluations; each holds until the next.
+      group_probability: [T, K], share of the samples that group k was drawn for; group 0 is the
+        hardest. White is the share of a uniform draw of groups.
+    """
+    probability = np.asarray(group_probability)
+    groups = probability.shape[1]
+    figure = Figure(figsize=(WIDTH, 3.1))
+    axes = figure.add_subplot()
+    uniform, highest = 1 / groups, max(probability.max(), 2 / groups)
+    mesh = axes.pcolormesh(
+        _edges(steps),
+        np.arange(groups + 1) - 0.5,
+        probability.T,
+        norm=TwoSlopeNorm(uniform, vmin=0, vmax=highest),
+        cmap="PuOr_r",
+    )
+    ticks = np.unique(np.linspace(0, groups - 1, min(groups, 10)).round().astype(int))
+    names = {0: "hardest  0", groups - 1: f"easiest  {groups - 1}"}
+    axes.set_yticks(ticks, [names.get(int(k), str(k)) for k in ticks] if groups > 1 else ["0"])
+    axes.set_ylabel("group of permutations")
+    axes.grid(False)
+    _steps_axis(axes)
+    bar = _color_bar(figure, mesh, "share of the samples")
+    middle = (uniform + highest) / 2
+    shares = {0: "0%", uniform: f"uniform\n{uniform:.0%}"}
+    shares |= {share: f"{share:.0%}" for share in (middle, highest)}
+    bar.set_ticks(list(shares), labels=list(shares.values()))
+    return figure
+
+
+@_styled
+def permutation_heat_map(steps: Sequence[int], accuracy: np.ndarray) -> Figure:
+    """Accuracy of every permutation over time, the one that is easiest in the end on top.
+
+    Args:
+      steps: int [T], the steps of the evaluations; each holds until the next.
+      accuracy: [T, P], between 0 and 1.
+    """
+    accuracy = np.asarray(accuracy)
+    order = np.argsort(accuracy[-1], kind="stable")
+    figure = Figure(figsize=(WIDTH, 3.1))
+    axes = figure.add_subplot()
+    mesh = axes.pcolormesh(
+        _edges(steps), np.arange(len(order) + 1), accuracy[:, order].T, vmin=0, vmax=1
+    )
+    axes.set_ylabel("permutations, hardest to easiest")
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.grid(False)
+    _steps_axis(axes)
+    _color_bar(figure, mesh, "accuracy")
+    return figure
+
+
+@_styled
+def permutation_accuracy(
+    accuracy: Sequence[float], *, group: Sequence[int] | None = None
+) -> Figure:
+    """Accuracy of every permutation, sorted, beside what guessing would give.
+
+    Args:
+      accuracy: [P], between 0 and 1.
+      group: int [P], colours each permutation by the group it was in; group 0 is the hardest.
+    """
+    accuracy = np.asarray(accuracy, float)  # None becomes NaN
+    order = np.argsort(accuracy, kind="stable")
+    rank = np.arange(1, len(order) + 1)
+    figure = Figure(figsize=(2.05 * WIDTH, HEIGHT))
+    axes = figure.add_subplot()
+    colors: object = SERIES[0]
+    if group is not None:
+        groups = int(np.max(group)) + 1
+        norm = BoundaryNorm(np.arange(groups + 1) - 0.5, ncolors=groups)
+        scale = ScalarMappable(norm, matplotlib.colormaps["viridis"].resampled(groups))
+        colors = scale.to_rgba(np.asarray(group)[order])
+        ticks = np.unique(np.linspace(0, groups - 1, min(groups, 10)).round().astype(int))
+        bar = figure.colorbar(scale, ax=axes, pad=0.012, aspect=18, ticks=ticks)
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(which="both", size=0)
+        bar.set_label("group, 0 is the hardest")
+    width = 0.86 if len(order) <= 200 else 1.0
+    axes.bar(rank, accuracy[order], width=width, color=colors, linewidth=0)
+    lines = (
+        ("mean", np.nanmean(accuracy), INK, "-"),
+        ("chance", 1 / len(order), MUTED, (0, (4, 3))),
+    )
+    for name, value, color, style in lines:
+        text = f"{name} {value:.1%}"
+        axes.axhline(value, color=color, linewidth=1.1, linestyle=style, label=text)
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=0))
+    axes.xaxis.grid(False)
+    axes.margins(x=0.005)
+    axes.set_xlabel("permutations, hardest to easiest")
+    axes.set_ylabel("accuracy")
+    _legend_above(axes)
+    return figure
+
+
+@_styled
+def filters(kernel: np.ndarray) -> Figure:
+    """The filters of a convolution, each scaled by its own largest weight; zero is mid-grey.
+
+    Args:
+      kernel: float [h, w, c, n]. Three input channels are drawn as colours; any other number as c
+        grey pictures side by side for each filter.
+    """
+    kernel = np.asarray(kernel)
+    height, _, channels, count = kernel.shape
+    largest = np.maximum(np.abs(kernel).max(axis=(0, 1, 2)), 1e-12)
+    pictures = 0.5 + 0.5 * np.transpose(kernel / largest, (3, 0, 1, 2))  # [n, h, w, c]
+    pictures = pictures.repeat(magnify := max(1, 84 // height), axis=1).repeat(magnify, axis=2)
+    if channels != 3:
+        parts = [pictures[..., [c]].repeat(3, axis=-1) for c in range(channels)]
+        thin = np.ones((count, pictures.shape[1], 2, 3))
+        joined = [part for pair in zip(parts, [thin] * channels, strict=True) for part in pair]
+        pictures = np.concatenate(joined[:-1], axis=2)
+    fitting = max(1, int(2.05 * WIDTH * PIXELS_AN_INCH) // (pictures.shape[2] + 10))
+    rows = -(-count // fitting)
+    mosaic = _mosaic(pictures, -(-count // rows), gap=10)
+    # One pixel of the mosaic is one pixel of the PNG, so that nothing is resampled.
+    figure = Figure(figsize=np.array(mosaic.shape[1::-1]) / PIXELS_AN_INCH, layout="none")
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.imshow(mosaic, interpolation="nearest")
+    return figure
+
+
+@_styled
+def probe_bars(scores: Mapping[str, Mapping[str, float]], *, xlabel: str) -> Figure:
+    """One bar for each encoder in each category, to compare an encoder with its baselines.
+
+    Args:
+      scores: encoder -> category -> score between 0 and 1; the encoder in question comes first and
+        names the categories. A score which an encoder lacks leaves a gap.
+      xlabel: name of the score.
+    """
+    categories = list(next(iter(scores.values())))
+    places = np.arange(len(categories))
+    thickness = 0.8 / len(scores)
+    figure = Figure(figsize=(WIDTH, 0.85 + max(0.2, 0.13 * len(scores)) * len(categories)))
+    axes = figure.add_subplot()
+    for i, (encoder, score) in enumerate(scores.items()):
+        values = [score.get(category, np.nan) for category in categories]
+        axes.barh(
+            places + (i - (len(scores) - 1) / 2) * thickness,
+            values,
+            height=thickness * 0.9,
+            color=ENCODERS[i] if i < len(ENCODERS) else SERIES[i % len(SERIES)],
+            label=encoder,
+        )
+    axes.set_yticks(places, categories)
+    axes.set_ylim(len(categories) - 0.45, -0.55)
+    axes.set_xlim(0, 1)
+    axes.yaxis.grid(False)
+    axes.set_xlabel(xlabel)
+    _legend_above(axes)
+    return figure
+
+
+def _steps_axis(axes: Axes) -> None:
+    axes.set_xlabel("training step")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+
+
+def _legend_above(axes: Axes) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4)
+
+
+def _color_bar(figure: Figure, mesh: QuadMesh, label: str) -> Colorbar:
+    bar = figure.colorbar(mesh, pad=0.02, aspect=22, format=PercentFormatter(xmax=1.0))
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(size=0)
+    bar.set_label(label)
+    return bar
+
+
+def _moving_average(values: Sequence[float], window: int) -> np.ndarray:
+    """Centred mean over `window` values, over fewer at the ends; [T] -> [T]."""
+    ones = np.ones(window)
+    total = np.convolve(np.asarray(values, float), ones, mode="same")
+    return total / np.convolve(np.ones(len(values)), ones, mode="same")
+
+
+def _edges(steps: Sequence[int]) -> np.ndarray:
+    """[T] -> [T + 1]: what begins at a step lasts until the next, the last for the median time."""
+    steps = np.asarray(steps, float)
+    return np.append(steps, steps[-1] + (np.median(np.diff(steps)) if len(steps) > 1 else 1))
+
+
+def _stretch(puzzle: np.ndarray) -> np.ndarray:
+    """Any scale -> [0, 1], cutting the outermost percent of the values at either end."""
+    low, high = np.percentile(puzzle, (1, 99))
+    return np.clip((puzzle - low) / max(high - low, 1e-6), 0, 1)
+
+
+def _mosaic(pictures: np.ndarray, columns: int, *, gap: int) -> np.ndarray:
+    """[n, h, w, 3] in [0, 1] -> one picture, row by row, with white gaps of `gap` pixels."""
+    count, height, width, channels = pictures.shape
+    rows = -(-count // columns)
+    mosaic = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, channels))
+    for i, picture in enumerate(pictures):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        mosaic[top : top + height, left : left + width] = picture
+    return mosaic
+
+
+def _draw_cuts(axes: Axes, grid: int) -> None:
+    for line in range(1, grid):
+        for x, y in (((0, 1), (line / grid,) * 2), ((line / grid,) * 2, (0, 1))):
+            axes.plot(x, y, color="white", alpha=0.6, linewidth=0.6, transform=axes.transAxes)
+
+
+def _number_tiles(axes: Axes, numbers: Sequence[int], grid: int) -> None:
+    outline = [patheffects.withStroke(linewidth=2, foreground="black", alpha=0.75)]
+    for i, number in enumerate(numbers):
+        axes.text(
+            (i % grid + 0.06) / grid,
+            1 - (i // grid + 0.07) / grid,
+            str(number),
+            transform=axes.transAxes,
+            color="white",
+            fontsize=7.5,
+            fontweight="bold",
+            verticalalignment="top",
+            path_effects=outline,
+        )

@@ -1,0 +1,501 @@
+"""Configs: what follows the colon, every key checked, one work directory for one config.
+
+Nothing here imports jax, so that a mistyped flag is answered at once. Every error is an
+`InputError` of one sentence.
+"""
+
+import difflib
+import errno
+import importlib.util
+import inspect
+import json
+import os
+import re
+import sys
+import tempfile
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from ssl_jax.runtime.errors import InputError
+
+CONFIG_FILE = "config.json"
+
+
+# --- What follows the colon
+
+
+def parse_arg(
+    arg: str | None, *, presets: Sequence[str], **options: Any
+) -> tuple[str, types.SimpleNamespace]:
+    """Reads the text after the colon of `--config=f.py:paper,policy=uniform`.
+
+    Args:
+      arg: comma-separated items: at most one preset, the others `option=value`; None or "" for
+        the defaults.
+      presets: the presets that the config knows besides "default".
+      **options: the options and their defaults. A value is read as the type of its default (str,
+        bool, int or float); a tuple lists the allowed values, the default first.
+
+    Returns:
+      The preset ("default" where none is given), and the options as attributes.
+
+    Raises:
+      InputError: a preset or option that is not known or given twice, or a value of another type.
+    """
+    presets = list(dict.fromkeys(["default", *presets]))
+    values = {name: _first(default) for name, default in options.items()}
+    preset, given = None, set()
+    for item in arg.split(",") if arg else []:
+        name, equals, text = item.partition("=")
+        if not equals:
+            if preset is not None:
+                raise InputError(f"two presets are given, {preset!r} and {item!r}; one is allowed")
+            check_known("preset", item, presets)
+            preset = item
+        else:
+            check_known("option", name, options)
+            if name in given:
+                raise InputError(f"option {name!r} is given twice")
+            values[name] = _parse_option(name, text, options[name])
+            given.add(name)
+    return preset or "default", types.SimpleNamespace(**values)
+
+
+def _first(default: Any) -> Any:
+    return default[0] if isinstance(default, tuple) else default
+
+
+def _parse_option(name: str, text: str, default: Any) -> Any:
+    kind = type(_first(default))
+    try:
+        if kind is bool:
+            value = {"true": True, "false": False}[text.lower()]
+        else:
+            value = kind(text)
+    except (KeyError, ValueError):
+        raise InputError(f"option {name} must be {kind.__name__}, not {text!r}") from None
+    if isinstance(default, tuple):
+        check_known(f"value of option {name}:", value, default)
+    return value
+
+
+def check_known(kind: str, name: Any, known: Iterable[Any]) -> None:
+    """Raises InputError, with the closest known name, where a name is not among the known ones.
+
+    Args:
+      kind: what the name is of, for the sentence ("preset", "data set").
+      name: what was given.
+      known: what could have been given.
+    """
+    known = list(known)
+    if name in known:
+        return
+    close = difflib.get_close_matches(str(name), map(str, known), n=1)
+    hint = f", did you mean {close[0]!r}?" if close else ";"
+    listing = ", ".join(map(str, known)) if known else "none"
+    raise InputError(f"unknown {kind} {name!r}{hint} known: {listing}")
+
+
+# --- Sections of a config against the builders that read them
+
+
+def unpack(
+    section: Mapping[str, Any],
+    builder: Callable[..., Any],
+    *,
+    path: str,
+    ignore: Collection[str] = (),
+) -> dict[str, Any]:
+    """Checks a section of a config against the arguments of the builder that reads it.
+
+    Args:
+      section: keys and values, from the config.
+      builder: a function or dataclass whose arguments are annotated with bool, int, float, str,
+        tuple[...], Literal[...], Mapping, Any, or a union of these with None.
+      path: where the section is in the config ("encoder", "train.optimizer"; "" for all of it).
+      ignore: arguments of the builder that come from elsewhere, and so are no keys of the config.
+
+    Returns:
+      Keyword arguments for the builder: lists became tuples, ints became floats where the builder
+      asks for them. Arguments with a default may be absent.
+
+    Raises:
+      InputError: an unknown key, a missing key, or a value of the wrong type.
+    """
+    where = f"config.{path}" if path else "config"
+    if not isinstance(section, Mapping | ConfigDict):
+        raise InputError(f"{where} must be a section with keys, not {section!r}")
+    hints = typing.get_type_hints(builder)
+    known = {
+        name: parameter
+        for name, parameter in inspect.signature(builder).parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and name not in ignore
+    }
+    for key in section:
+        check_known("key", f"{where}.{key}", [f"{where}.{name}" for name in known])
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in section:
+            raise InputError(f"{where}.{name} is missing; it must be {_spell(hints[name])}")
+    return {key: _checked(section[key], hints[key], f"{where}.{key}") for key in section}
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    """The value as the annotation wants it; InputError where it does not fit."""
+    try:
+        return _convert(value, hint)
+    except TypeError:
+        raise InputError(f"{where} must be {_spell(hint)}, not {value!r}") from None
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(value, args)
+    if origin is typing.Literal:
+        fits = any(value == choice and type(value) is type(choice) for choice in args)
+    elif hint is float and type(value) is int:
+        return float(value)
+    elif hint is tuple or origin is tuple:
+        return _convert_tuple(value, args)
+    elif origin is Mapping or hint is Mapping or origin is dict or hint is dict:
+        fits = isinstance(value, Mapping | ConfigDict)
+    else:  # `type() is` and not isinstance, for a bool is no int
+        fits = type(value) is hint
+    if not fits:
+        raise TypeError
+    return value
+
+
+def _convert_union(value: Any, members: tuple[Any, ...]) -> Any:
+    if value is None and types.NoneType in members:
+        return None
+    for member in sorted(members, key=lambda member: member is not type(value)):
+        try:
+            return _convert(value, member)
+        except TypeError:
+            continue
+    raise TypeError
+
+
+def _convert_tuple(value: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not isinstance(value, tuple | list):
+        raise TypeError
+    if not args:
+        return tuple(value)
+    if args[-1] is Ellipsis:
+        args = (args[0],) * len(value)
+    if len(args) != len(value):
+        raise TypeError
+    return tuple(_convert(item, arg) for item, arg in zip(value, args, strict=True))
+
+
+def _spell(hint: Any) -> str:
+    if hint is types.NoneType:
+        return "None"
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+
+
+# --- Config files and flags
+
+
+def load(path_and_arg: str, overrides: Mapping[str, Any] | Sequence[str] = ()) -> ConfigDict:
+    """Loads a config as the command line does.
+
+    Args:
+      path_and_arg: "configs/jigsaw_rl.py" or "configs/jigsaw_rl.py:paper,policy=uniform".
+      overrides: {"train.steps": 3} or ["train.steps=3"].
+
+    Returns:
+      The locked config.
+
+    Raises:
+      InputError: as `parse_flags`.
+    """
+    if isinstance(overrides, Mapping):
+        overrides = [f"{key}={value}" for key, value in overrides.items()]
+    argv = ["load", f"--config={path_and_arg}", *(f"--config.{item}" for item in overrides)]
+    flag_values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=flag_values, sys_argv=argv)
+    parse_flags(argv, flag_values)
+    return flag_values.config
+
+
+def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Parses the flags of a program that has a `--config` flag (an absl `flags_parser`).
+
+    ml_collections loads the config file while absl parses flags, and what goes wrong there
+    reaches the user late, wrapped, or not at all; so the config is checked by itself first.
+
+    Raises:
+      InputError: a config file that is missing, broken or without `get_config`; whatever
+        `get_config` raises as InputError; an override of an unknown key or with a wrong type; an
+        unknown flag; an argument that is no flag.
+
+    Returns:
+      The name of the program, which is all that is left.
+    """
+    path_and_arg, overrides = _config_flags_in(argv)
+    kinds = {}
+    if path_and_arg is not None:
+        config = _call_get_config(path_and_arg)
+        kinds = {f"config.{key}": _type_at(config, key) for key in overrides}
+    elif overrides:
+        raise InputError(f"--config.{overrides[0]} needs --config=FILE before it")
+    try:
+        rest = flag_values(list(argv))
+    except flags.Error as error:
+        sentence = " ".join(str(error).split())
+        for name, kind in kinds.items():
+            if sentence.startswith(f"flag --{name}="):
+                sentence = f"{name} must be {kind.__name__} ({sentence})"
+        raise InputError(sentence) from None
+    if rest[1:]:
+        raise InputError(f"unexpected argument {rest[1]!r}; flags are given as --name=value")
+    return rest
+
+
+def _config_flags_in(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of `--config`, and the dotted keys of all `--config.key=value`."""
+    files, keys = [], []
+    for i, arg in enumerate(argv):
+        match = re.fullmatch(r"--?(?:no)?config(\.[^=]*)?(?:=(.*))?", arg, flags=re.DOTALL)
+        if arg == "--":
+            break
+        if not match:
+            continue
+        if match[1]:
+            keys.append(match[1][1:])
+        else:
+            files.append(match[2] if match[2] is not None else "".join(argv[i + 1 : i + 2]))
+    if len(files) > 1:
+        raise InputError(f"--config is given twice, {files[0]!r} and {files[1]!r}")
+    return (files[0] if files else None), keys
+
+
+def _call_get_config(path_and_arg: str) -> ConfigDict:
+    file, *args = path_and_arg.split(":", 1)
+    if not os.path.isfile(file):
+        raise _missing_config_file(file)
+    spec = importlib.util.spec_from_file_location("ssl_jax_config", file)
+    if spec is None:
+        raise InputError(f"config file {file} is no Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise InputError(
+            f"config file {file} is no Python, line {error.lineno}: {error.msg}"
+        ) from None
+    if not callable(getattr(module, "get_config", None)):
+        raise InputError(f"config file {file} has no function get_config(arg)")
+    try:
+        inspect.signature(module.get_config).bind(*args)
+    except TypeError as error:
+        raise InputError(f"get_config in {file} does not take {args}: {error}") from None
+    config = module.get_config(*args)
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"get_config in {file} must return a ConfigDict, not {config!r}")
+    return config
+
+
+def list_configs(directory: str | Path = "configs") -> list[str]:
+    """The config files in a directory, sorted: ["configs/jigsaw_rl.py", ...]."""
+    return sorted(str(path) for path in Path(directory).glob("*.py") if path.name[0] != "_")
+
+
+def _missing_config_file(file: str) -> InputError:
+    known = list_configs() + list_configs(os.path.dirname(file) or ".")
+    # Names and not paths are compared: the directories may be alike when the names are not.
+    by_name = {Path(path).stem: path for path in known}
+    close = difflib.get_close_matches(Path(file).stem, by_name, n=1)
+    hint = f", did you mean {by_name[close[0]]}?" if close else ""
+    listing = f"; known: {', '.join(list_configs())}" if list_configs() and not close else ""
+    return InputError(f"config file {file!r} does not exist{hint}{listing}")
+
+
+def _type_at(config: ConfigDict, key: str) -> type:
+    """The type of the value at a dotted key that a flag overrides."""
+    node = config
+    for name in key.split("."):
+        if not isinstance(node, ConfigDict) or name not in node:
+            raise _unknown_key(config, key)
+        holder, node = node, node[name]
+    kind = holder.get_type(name)
+    if kind is types.NoneType:
+        raise InputError(
+            f"config.{key} is None and has no type, so no flag can set it; in the config file, "
+            "make it ml_collections.config_dict.placeholder(int), or of the type that it has"
+        )
+    return kind
+
+
+def _unknown_key(config: ConfigDict, key: str) -> InputError:
+    known = sorted(path for path, _ in _flatten(config.to_dict()))
+    # `steps` for `train.steps` is meant more often than a key that is spelled alike.
+    inside = [path for path in known if path.endswith("." + key)]
+    close = inside or difflib.get_close_matches(key, known, n=1)
+    if close:
+        return InputError(f"unknown key config.{key}, did you mean config.{close[0]}?")
+    return InputError(f"unknown key config.{key}; known: {', '.join(known)}")
+
+
+def run_app(main: Callable[[list[str]], None]) -> None:
+    """Runs a program on absl flags; what its user can mend ends in one line and status 2.
+
+    Args:
+      main: called with what is left of `sys.argv` once the flags are parsed.
+    """
+    try:
+        app.run(main, flags_parser=_parse_flags_of_app)
+    except InputError as error:
+        sys.exit(_complain(str(error)))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(_complain(f"no disk space is left ({error}); free some and run this again"))
+
+
+def _complain(sentence: str) -> int:
+    logging.flush()
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    return 2
+
+
+def _parse_flags_of_app(argv: Sequence[str]) -> list[str]:
+    try:
+        rest = parse_flags(argv)
+    except SystemExit:  # --help and its kin have printed; absl would call that a failure
+        sys.exit(0)
+    if flags.FLAGS["verbosity"].using_default_value:
+        flags.FLAGS.verbosity = logging.WARNING  # absl's default is INFO, where orbax is loud
+    return rest
+
+
+# --- Work directories
+
+
+def default_workdir(path_and_arg: str) -> Path:
+    """Where a config runs when `--workdir` is not given; other presets run in other places.
+
+    "configs/jigsaw_rl.py" -> runs/jigsaw_rl
+    "configs/jigsaw_rl.py:paper,policy=uniform" -> runs/jigsaw_rl-paper-policy=uniform
+    """
+    file, _, arg = path_and_arg.partition(":")
+    name = "-".join([Path(file).stem, *(item for item in arg.split(",") if item)])
+    return Path("runs") / re.sub(r"[^\w.=+-]", "_", name)
+
+
+def claim_workdir(workdir: str | Path, config: ConfigDict) -> Path:
+    """Makes a work directory the home of one config, or finds that it is already.
+
+    Writes `config.json` where there is none. The same config may claim it again (to resume), and
+    no other: not a single key may differ, for then the numbers inside would mix two experiments.
+
+    Returns:
+      The directory, which exists and can be written.
+
+    Raises:
+      InputError: it belongs to another config (the sentence names the differing keys), holds a
+        run without `config.json`, or cannot be written.
+    """
+    workdir = Path(workdir)
+    path = workdir / CONFIG_FILE
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            for name in ("metrics.jsonl", "checkpoints", "results.json"):
+                if (workdir / name).exists():
+                    raise InputError(
+                        f"{workdir} holds {name} but no {CONFIG_FILE}, so nobody knows "
+                        "which config it belongs to; choose another --workdir"
+                    )
+            save(path, config)
+            return workdir
+        with tempfile.TemporaryFile(dir=workdir):
+            pass  # a run that resumes must be able to write as well
+    except OSError as error:
+        raise InputError(f"work directory {workdir} cannot be used: {error.strerror}") from None
+    lines = difference(read(path), config)
+    if lines:
+        more = f" and {len(lines) - 8} more" if len(lines) > 8 else ""
+        raise InputError(
+            f"work directory {workdir} belongs to another config: "
+            f"{'; '.join(lines[:8])}{more}; choose another --workdir"
+        )
+    return workdir
+
+
+def save(path: str | Path, config: ConfigDict) -> None:
+    """Writes a config as JSON; the file is there whole or not at all."""
+    write_text(path, json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def read(path: str | Path) -> ConfigDict:
+    """Reads a config that `save` wrote; its tuples have become lists.
+
+    Raises:
+      InputError: the file cannot be read, or holds no config.
+    """
+    try:
+        return ConfigDict(json.loads(Path(path).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} cannot be read as a config ({error})") from None
+
+
+def difference(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Lines like "train.steps: 100 -> 200" for every key in which two configs differ.
+
+    A tuple and a list of the same items are equal, for JSON cannot tell them apart.
+    """
+    # Through JSON on both sides, so that a config equals itself read back.
+    old, new = (dict(_flatten(json.loads(json.dumps(c.to_dict())))) for c in (old, new))
+    lines = []
+    for key in dict.fromkeys([*old, *new]):
+        before, after = (json.dumps(c[key]) if key in c else "(absent)" for c in (old, new))
+        if before != after:
+            lines.append(f"{key}: {before} -> {after}")
+    return lines
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a file so that a reader, or a crash, finds the old one or the new one, whole."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner reads
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,43 @@
+"""Lets a run end at a step of its own choice when it is told to stop."""
+
+import signal
+from typing import Self
+
+
+class StopSignal:
+    """Turns the first SIGTERM or SIGINT (Ctrl-C) into a flag; the second acts as usual.
+
+        with StopSignal() as stop:
+            while not stop.received:
+                ...
+
+    Only the main thread of a process can be told; elsewhere (a notebook's worker) nothing changes.
+
+    Attributes:
+      received: the signal that came (`signal.SIGTERM`, `signal.SIGINT`), or None.
+    """
+
+    def __init__(self):
+        self.received: signal.Signals | None = None
+        self._before = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._before[number] = signal.signal(number, self._receive)
+            except ValueError:  # not in the main thread
+                break
+        return self
+
+    def _receive(self, number, frame):
+        del frame
+        self.received = signal.Signals(number)
+        self._restore()
+
+    def _restore(self):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def __exit__(self, *exception) -> None:
+        self._restore()

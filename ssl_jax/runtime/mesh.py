@@ -1,0 +1,120 @@
+"""Data parallelism: one mesh axis over all devices, state replicated, batches split."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ssl_jax.runtime.errors import InputError
+
+DATA_AXIS = "data"
+Tree = TypeVar("Tree")
+
+
+def make(num_devices: int | None = None) -> Mesh:
+    """A mesh with the one axis "data", over the first `num_devices` devices or over all.
+
+    Raises:
+      InputError: more devices than there are, or none.
+    """
+    devices = jax.devices()
+    if num_devices is None:
+        num_devices = len(devices)
+    if not 1 <= num_devices <= len(devices):
+        raise InputError(
+            f"{num_devices} devices were asked for, but there are {len(devices)} "
+            f"({devices[0].platform})"
+        )
+    # Mesh and not jax.make_mesh: there, axes are of the type Explicit from JAX 0.9 on, and every
+    # operation on a batch would have to say how its result is sharded.
+    return Mesh(np.asarray(devices[:num_devices]), (DATA_AXIS,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of a state: the same array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch: axis 0 is divided among the devices."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def replicate(tree: Tree, mesh: Mesh) -> Tree:
+    """Places every array of a tree on every device of the mesh.
+
+    The result may share memory with arrays that are on a device already: a jitted function that
+    is given the result as a donated argument may consume those too.
+    """
+    return jax.device_put(tree, replicated(mesh))
+
+
+def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Makes global arrays, split along axis 0, of the rows that this process has read.
+
+    Args:
+      batch: arrays [local rows, ...]; with several processes, each has its own rows.
+      mesh: the mesh whose devices share the rows.
+
+    Returns:
+      Arrays [rows of all processes, ...] of the same dtypes, under the same names.
+
+    Raises:
+      InputError: the rows cannot be divided evenly among the devices of this process.
+    """
+    sharding = split(mesh)
+    num_devices = len(mesh.local_devices)
+    for name, array in batch.items():
+        if len(array) % num_devices:
+            raise InputError(
+                f"a batch of {len(array)} ({name}) cannot be divided among {num_devices} devices; "
+                f"make the batch size a multiple of {num_devices}"
+            )
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }
+
+
+def setup_compilation_cache(directory: str | Path | None = None) -> Path | None:
+    """Keeps compiled programs on disk, so that a second start reaches its first step sooner.
+
+    To be called before anything is compiled, and after `jax.distributed.initialize` where that is
+    used. A program that is found gives the same bits as the one that was compiled.
+
+    Args:
+      directory: where to; by default $JAX_COMPILATION_CACHE_DIR, else ~/.cache/ssl_jax/xla.
+
+    Returns:
+      The directory, or None where there is no cache, and programs are compiled as ever: the
+      directory cannot be written, or this is an Intel CPU.
+    """
+    if jax.default_backend() == "cpu" and _is_intel_cpu():
+        # On some of them XLA refuses to load what it wrote, with pages of errors
+        # (openxla/xla#44565), and there is no telling which.
+        return None
+    if directory is None:
+        default = Path.home() / ".cache" / "ssl_jax" / "xla"
+        directory = os.environ.get("JAX_COMPILATION_CACHE_DIR") or default
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    if not os.access(directory, os.W_OK):
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    # JAX leaves out what compiles within a second, and a start compiles dozens of such programs.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    return directory
+
+
+def _is_intel_cpu() -> bool:
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return False

@@ -1,0 +1,99 @@
+"""The decision process: what a player is, and what it sees of the network (SCIENCE: state and actions).
+
+The state is the network's skill at each permutation, measured on held-out pictures: s in R^{P x 2} with
+columns accuracy and probability ratio. Actions are groups of permutations of similar difficulty, found
+by k-means over the rows of s and ordered from hard to easy, so that action k keeps its meaning while its
+members change (Büchler et al. 2018, Sec. 3.2).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+KMEANS_ITERATIONS = 10
+
+
+class Player(NamedTuple):
+    """Who picks the permutations. P is the size of the permutation set.
+
+    Attributes:
+      init: `key -> state`.
+      choose: `(key, state, batch_size) -> (state, index)`, index int32 [batch_size] in [0, P).
+      observe: `(key, state, Evaluation) -> (state, metrics)`, metrics a dict of float32 scalars.
+      probability: `state -> float32 [P]`, the distribution that `choose` draws from; sums to one.
+      period: training steps between two observations; 0 for a player that never looks.
+    """
+
+    init: Callable[[jax.Array], Any]
+    choose: Callable[[jax.Array, Any, int], tuple[Any, jax.Array]]
+    observe: Callable[[jax.Array, Any, "Evaluation"], tuple[Any, dict[str, jax.Array]]]
+    probability: Callable[[Any], jax.Array]
+    period: int
+
+
+@flax.struct.dataclass
+class Evaluation:
+    """The network's skill at each permutation on a held-out slice.
+
+    Attributes:
+      accuracy: float32 [P], share of pictures whose permutation was named rightly.
+      ratio: float32 [P], mean probability of the right class over that of the largest other one.
+    """
+
+    accuracy: jax.Array
+    ratio: jax.Array
+
+
+def standardized_rows(evaluation: Evaluation) -> jax.Array:
+    """The rows of the state with both columns on one scale: float32 [P, 2], mean 0, deviation 1.
+
+    The ratio enters as its logarithm: it grows without bound, and a few pictures that the network is
+    very sure of must not drown the others.
+    """
+    rows = jnp.stack([evaluation.accuracy, jnp.log(evaluation.ratio + 1e-6)], axis=1)  # [P, 2]
+    return (rows - rows.mean(0, keepdims=True)) / (rows.std(0, keepdims=True) + 1e-6)
+
+
+def group_permutations(evaluation: Evaluation, num_groups: int) -> jax.Array:
+    """K-means over the rows of the state; returns the group of each permutation, int32 [P].
+
+    Groups are numbered by their mean accuracy, 0 the hardest. A group may be empty, which leaves its
+    number unused at the end. Deterministic: centres start at quantiles of the rows ordered by accuracy.
+    """
+    rows = standardized_rows(evaluation)  # [P, 2]
+    num = rows.shape[0]
+    order = jnp.argsort(rows.sum(1), stable=True)
+    quantiles = (jnp.arange(num_groups) * 2 + 1) * num // (2 * num_groups)
+    centres = rows[order[quantiles]]  # [K, 2]
+
+    def assign(centres):
+        distance = jnp.square(rows[:, None, :] - centres[None, :, :]).sum(-1)  # [P, K]
+        return jax.nn.one_hot(jnp.argmin(distance, axis=1), num_groups)  # [P, K]
+
+    def iterate(_, centres):
+        member = assign(centres)
+        size = member.sum(0)[:, None]  # [K, 1]
+        return jnp.where(size > 0, member.T @ rows / jnp.maximum(size, 1), centres)
+
+    member = assign(jax.lax.fori_loop(0, KMEANS_ITERATIONS, iterate, centres))  # [P, K]
+    size = member.sum(0)
+    accuracy = jnp.where(size > 0, evaluation.accuracy @ member / jnp.maximum(size, 1), jnp.inf)
+    rank = jnp.argsort(
+        jnp.argsort(accuracy, stable=True)
+    )  # [K], from hard to easy, empty ones last
+    return rank[jnp.argmax(member, axis=1)].astype(jnp.int32)
+
+
+def sorted_rows(evaluation: Evaluation) -> jax.Array:
+    """What a policy network reads: accuracy and log ratio, rows in order of accuracy, float32 [2 P].
+
+    Sorting makes the input mean the same whichever permutation is hard today; the values are not
+    standardised, for the policy should see how far the training has come.
+    """
+    order = jnp.argsort(evaluation.accuracy, stable=True)
+    return jnp.concatenate(
+        [evaluation.accuracy[order], jnp.log(evaluation.ratio[order] + 1e-6) / 10]
+    )

@@ -1,0 +1,109 @@
+"""One mesh over all devices: what is split, what is replicated, and a cache of programs."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from ssl_jax.runtime import mesh as mesh_lib
+from ssl_jax.runtime.errors import InputError
+
+
+def test_mesh_is_one_axis_over_all_devices():
+    mesh = mesh_lib.make()
+    assert dict(mesh.shape) == {"data": 4}
+    assert list(mesh.devices) == jax.devices()
+    assert dict(mesh_lib.make(1).shape) == {"data": 1}
+
+
+@pytest.mark.parametrize("count", [0, 5, -1])
+def test_devices_that_are_not_there(count):
+    with pytest.raises(InputError, match=f"{count} devices were asked for, but there are 4"):
+        mesh_lib.make(count)
+
+
+def test_batch_is_split_in_order():
+    mesh = mesh_lib.make()
+    batch = {
+        "image": np.arange(8 * 2 * 2 * 3, dtype=np.uint8).reshape(8, 2, 2, 3),
+        "label": np.arange(8),
+    }
+    placed = mesh_lib.shard_batch(batch, mesh)
+    assert placed["image"].dtype == jnp.uint8
+    assert placed["image"].sharding.spec == PartitionSpec("data")
+    for name, array in batch.items():
+        np.testing.assert_array_equal(np.asarray(placed[name]), array)
+    rows = {s.device: np.asarray(s.data).tolist() for s in placed["label"].addressable_shards}
+    assert rows == {d: [2 * i, 2 * i + 1] for i, d in enumerate(jax.devices())}
+
+
+def test_batch_that_cannot_be_divided():
+    with pytest.raises(InputError) as caught:
+        mesh_lib.shard_batch({"image": np.zeros((6, 2))}, mesh_lib.make())
+    assert "a batch of 6 (image) cannot be divided among 4 devices" in str(caught.value)
+    mesh_lib.shard_batch({"image": np.zeros((6, 2))}, mesh_lib.make(3))
+
+
+def test_replicated_state_is_whole_on_every_device():
+    mesh = mesh_lib.make()
+    state = mesh_lib.replicate({"w": np.arange(3.0), "key": jax.random.key(0)}, mesh)
+    assert state["w"].sharding.is_fully_replicated
+    assert [shard.data.tolist() for shard in state["w"].addressable_shards] == [[0, 1, 2]] * 4
+    assert len(state["key"].sharding.device_set) == 4
+
+
+def test_a_jitted_mean_over_a_split_batch_is_the_mean_of_all():
+    mesh = mesh_lib.make()
+    x = np.random.default_rng(0).standard_normal((8, 5)).astype(np.float32)
+
+    @jax.jit
+    def loss(w, batch):
+        return jnp.mean((batch["x"] @ w) ** 2)
+
+    w = mesh_lib.replicate(np.ones(5, np.float32), mesh)
+    gradient = jax.grad(loss)(w, mesh_lib.shard_batch({"x": x}, mesh))
+    alone = jax.grad(loss)(jnp.ones(5), {"x": x})
+    np.testing.assert_allclose(gradient, alone, rtol=1e-5)
+    assert gradient.sharding.is_fully_replicated
+
+
+@pytest.mark.skipif(mesh_lib._is_intel_cpu(), reason="XLA has no working cache on Intel CPUs")
+def test_compiled_programs_are_found_again_and_give_the_same_bits(tmp_path):
+    code = """
+import jax, jax.numpy as jnp, numpy as np
+from ssl_jax.runtime import mesh
+print(mesh.setup_compilation_cache())
+step = jax.jit(lambda w, x: w - jax.grad(lambda w: jnp.tanh(jnp.tanh(x @ w) @ w).var())(w))
+w = jax.random.normal(jax.random.PRNGKey(0), (64, 64))
+for i in range(3):
+    w = step(w, jax.random.normal(jax.random.PRNGKey(i), (32, 64)))
+print(np.asarray(w).tobytes().hex())
+"""
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}
+
+    def run():
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+        return done.stdout, {path.name for path in (tmp_path / "xla").iterdir()}
+
+    first, programs = run()
+    assert first.splitlines()[0] == str(tmp_path / "xla")
+    assert any(name.startswith("jit") for name in programs)
+    second, programs_after = run()
+    assert second == first
+    assert programs_after == programs
+
+
+def test_no_cache_where_it_cannot_be_written_or_read(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    before = jax.config.jax_compilation_cache_dir
+    assert mesh_lib.setup_compilation_cache(tmp_path / "file" / "xla") is None
+    monkeypatch.setattr(mesh_lib, "_is_intel_cpu", lambda: True)
+    assert mesh_lib.setup_compilation_cache(tmp_path / "xla") is None
+    assert jax.config.jax_compilation_cache_dir == before

@@ -1,0 +1,146 @@
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl_jax import selection
+from ssl_jax.selection import Evaluation, group_permutations, policy_gradient, uniform
+
+KEY = jax.random.key(0)
+
+
+def evaluation(accuracy, ratio=None):
+    accuracy = jnp.asarray(accuracy, jnp.float32)
+    return Evaluation(accuracy=accuracy, ratio=jnp.exp(accuracy) if ratio is None else ratio)
+
+
+def test_groups_are_clusters_numbered_from_hard_to_easy():
+    levels = np.array([0.9, 0.1, 0.5])
+    truth = np.repeat([2, 0, 1], 8)  # 0.9 is the easiest, 0.1 the hardest
+    accuracy = np.repeat(levels, 8) + np.random.default_rng(0).normal(0, 0.01, 24)
+    np.testing.assert_array_equal(group_permutations(evaluation(accuracy), 3), truth)
+
+
+def test_groups_use_both_columns_of_the_state():
+    ratio = jnp.where(jnp.arange(20) < 10, 1.0, 50.0)
+    group = np.asarray(group_permutations(evaluation(np.full(20, 0.5), ratio), 2))
+    assert len(set(group[:10])) == len(set(group[10:])) == 1
+    assert group[0] != group[10]
+
+
+def test_groups_of_permutations_that_are_all_alike():
+    group = np.asarray(group_permutations(evaluation(np.full(30, 0.01)), 10))
+    assert group.shape == (30,)
+    assert ((0 <= group) & (group < 10)).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mean_accuracy_rises_with_the_group_number(seed):
+    rng = np.random.default_rng(seed)
+    accuracy = rng.random(100)
+    group = np.asarray(
+        group_permutations(evaluation(accuracy, jnp.asarray(rng.gamma(1, 5, 100))), 10)
+    )
+    means = [accuracy[group == k].mean() for k in np.unique(group)]
+    assert means == sorted(means)
+    np.testing.assert_array_equal(np.unique(group), np.arange(len(means)))  # empty ones come last
+
+
+@pytest.mark.parametrize("name", selection.PLAYERS)
+def test_every_player_keeps_the_contract(name):
+    options = {} if name == "uniform" else {"period": 5}
+    player = selection.PLAYERS[name](num_permutations=12, **options)
+    state = player.init(KEY)
+    choose = jax.jit(player.choose, static_argnums=2)
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        probability = np.asarray(player.probability(state))
+        np.testing.assert_allclose(probability.sum(), 1, atol=1e-5)
+        counts = np.zeros(12)
+        for draw in range(20):
+            state, index = choose(jax.random.key(draw), state, 100)
+            assert index.dtype == jnp.int32
+            counts += np.bincount(index, minlength=12)
+        # Draws follow the probability: chi-squared far below its tail at 11 degrees of freedom.
+        seen = probability > 0
+        assert not counts[~seen].any()
+        chi = (np.square(counts - 2000 * probability)[seen] / (2000 * probability[seen])).sum()
+        assert chi < 40
+        before = state
+        state, metrics = jax.jit(player.observe)(KEY, state, evaluation(rng.random(12)))
+        chex.assert_trees_all_equal_shapes_and_dtypes(before, state)
+        assert all(np.isfinite(value) for value in metrics.values())
+
+
+def test_reward_is_the_fall_below_the_linear_extrapolation():
+    player = policy_gradient.make(num_permutations=4, period=1, num_groups=2)
+    state, rewards = player.init(KEY), []
+    for error in (0.9, 0.8, 0.65, 0.6):
+        state, metrics = player.observe(KEY, state, evaluation(np.full(4, 1 - error)))
+        rewards.append(float(metrics["reward"]))
+    # No line through fewer than two points; 2*0.8 - 0.9 = 0.7; 2*0.65 - 0.8 = 0.5.
+    np.testing.assert_allclose(rewards, [0, 0, 0.7 - 0.65, 0.5 - 0.6], atol=1e-5)
+
+
+def test_nothing_is_learned_before_there_is_a_reward():
+    player = policy_gradient.make(num_permutations=4, period=1, num_groups=2, entropy_bonus=0.0)
+    state = player.init(KEY)
+    for error in (0.9, 0.8):
+        before, (state, _) = state, player.observe(KEY, state, evaluation(np.full(4, 1 - error)))
+        chex.assert_trees_all_equal(before.params, state.params)
+
+
+def test_policy_moves_towards_what_was_drawn_when_the_reward_was_good():
+    player = policy_gradient.make(num_permutations=4, period=1, num_groups=2, entropy_bonus=0.0)
+    hard_and_easy = np.array([0.1, 0.1, 0.9, 0.9])
+    for reward, direction in ((0.1, 1), (-0.1, -1)):
+        state = player.init(KEY)
+        for _ in range(2):
+            state, _ = player.observe(KEY, state, evaluation(hard_and_easy))
+        state = state.replace(count=jnp.array([9.0, 1.0]))  # mostly of the hard group, 0
+        before = player.probability(state)[:2].sum()
+        rows = state.rows
+        state, _ = player.observe(KEY, state, evaluation(hard_and_easy + reward))
+        after = player.probability(state.replace(rows=rows))[:2].sum()
+        assert np.sign(after - before) == direction
+
+
+def test_an_empty_group_is_never_drawn():
+    player = policy_gradient.make(num_permutations=6, period=1, num_groups=3)
+    state = player.init(KEY)
+    state = state.replace(group=jnp.array([0, 0, 0, 2, 2, 2]))
+    np.testing.assert_allclose(player.probability(state), np.full(6, 1 / 6), atol=1e-6)
+
+
+def learn(player, rounds, best_group=1, seed=0):
+    """A world in which only permutations of one group teach anything.
+
+    12 permutations lie in three groups of fixed difficulty. Skill at all of them rises by the share of
+    the draws that fell into the best group, and is forgotten at a steady rate. Returns the probability
+    of the best group after each evaluation.
+    """
+    base = jnp.repeat(jnp.array([0.1, 0.3, 0.5]), 4)
+    members = jnp.repeat(jnp.arange(3), 4) == best_group
+
+    def round_(carry, key):
+        state, skill = carry
+        state, index = player.choose(key, state, 64)
+        skill = 0.5 * skill + 0.2 * members[index].mean()
+        state, _ = player.observe(key, state, evaluation(base + skill))
+        return (state, skill), player.probability(state)[members].sum()
+
+    keys = jax.random.split(jax.random.key(seed), rounds)
+    return jax.jit(functools.partial(jax.lax.scan, round_))((player.init(KEY), 0.0), keys)[1]
+
+
+@pytest.mark.parametrize("best_group", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_policy_gradient_finds_the_only_group_that_teaches(best_group, seed):
+    player = policy_gradient.make(num_permutations=12, period=1, num_groups=3)
+    learned = learn(player, 600, best_group, seed)
+    by_chance = learn(uniform.make(num_permutations=12), 10, best_group, seed)
+    np.testing.assert_allclose(by_chance, 1 / 3, atol=1e-6)
+    assert learned[-100:].mean() > 0.8
