@@ -44,9 +44,7 @@ def odd_pictures_dir(tmp_path_factory) -> str:
 
     def picture(i: int) -> bytes:
         image = Image.new("RGB", (50, 40 + i % 9), (i, i, i))
-        noise = Image.fromarray(
-            np.random.default_rng(0).integers(256, size=(48, 48), dtype=np.uint8)
-        )
+        noise = Image.fromarray(np.random.default_rng(0).integers(256, size=(48, 48), dtype=np.uint8))
         special = {
             3: lambda: encode(image.convert("L")),
             5: lambda: encode(image.quantize(4)),

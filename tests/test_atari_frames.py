@@ -242,9 +242,7 @@ assert "tensorflow" not in sys.modules
 
 
 def start_build(data_dir) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(data_dir)], stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, str(data_dir)], stderr=subprocess.PIPE, text=True)
 
 
 def test_killed_and_concurrent_builds_end_in_the_same_bytes(tmp_path, atari_tiny_dir):

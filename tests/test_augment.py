@@ -21,9 +21,7 @@ def test_crop_takes_the_window_at_the_offset():
     for i in range(2):
         for j in range(3):
             row, column = offsets[i, j]
-            np.testing.assert_array_equal(
-                windows[i, j], images[i, j, row : row + 4, column : column + 5]
-            )
+            np.testing.assert_array_equal(windows[i, j], images[i, j, row : row + 4, column : column + 5])
 
 
 @settings(max_examples=20, deadline=None)
@@ -37,9 +35,7 @@ def test_random_offsets_cover_the_room_and_never_leave_it(rows, columns, seed):
 def test_grey_has_the_weights_of_bt601_and_three_equal_channels():
     image = jnp.array([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.5, 0.5, 1.0]]])
     expected = np.array([0.299, 0.587, 0.5 * 0.886 + 0.114], np.float32)
-    np.testing.assert_allclose(
-        augment.to_grey(image), np.stack([expected] * 3, -1)[None], atol=1e-6
-    )
+    np.testing.assert_allclose(augment.to_grey(image), np.stack([expected] * 3, -1)[None], atol=1e-6)
 
 
 def test_random_grey_leaves_the_other_images_alone():
@@ -60,8 +56,7 @@ def test_color_jitter_moves_every_image_its_own_way_and_keeps_its_pattern():
     # Brightness, contrast and saturation are affine in the pixels: one map per image explains it.
     basis = np.c_[image[0].reshape(-1, 3), np.ones(64)]
     residual = (
-        jittered[5].reshape(-1, 3)
-        - basis @ np.linalg.lstsq(basis, jittered[5].reshape(-1, 3), rcond=None)[0]
+        jittered[5].reshape(-1, 3) - basis @ np.linalg.lstsq(basis, jittered[5].reshape(-1, 3), rcond=None)[0]
     )
     np.testing.assert_allclose(residual, 0, atol=1e-4)
 

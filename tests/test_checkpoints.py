@@ -80,9 +80,7 @@ def test_state_comes_back_bit_for_bit(tmp_path):
     assert (step, data_state) == (7, {"position": 7})
     assert_same(state, make_state(7))
     # The same random numbers follow.
-    np.testing.assert_array_equal(
-        jax.random.normal(state.typed_key), jax.random.normal(jax.random.key(7))
-    )
+    np.testing.assert_array_equal(jax.random.normal(state.typed_key), jax.random.normal(jax.random.key(7)))
     checkpoints.close()
 
 

@@ -154,9 +154,7 @@ def test_unpack_gives_what_the_builder_takes():
 
 def test_unpack_works_for_dataclasses_and_for_a_whole_config():
     assert Schedule(**unpack({"peak": 1}, Schedule)) == Schedule(peak=1.0, warmup=10)
-    with pytest.raises(
-        InputError, match=r"unknown key 'config\.peek', did you mean 'config\.peak'"
-    ):
+    with pytest.raises(InputError, match=r"unknown key 'config\.peek', did you mean 'config\.peak'"):
         config.unpack({"peek": 1}, Schedule, path="")
 
 

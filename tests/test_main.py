@@ -67,9 +67,7 @@ def environment() -> dict[str, str]:
 
 
 def run(place: Path, *flags: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(*flags), cwd=place, env=environment(), capture_output=True, text=True
-    )
+    return subprocess.run(command(*flags), cwd=place, env=environment(), capture_output=True, text=True)
 
 
 BAD_INPUT = {

@@ -61,9 +61,7 @@ def test_scalars_of_any_library_are_taken(tmp_path):
     writer.close()
     line = (tmp_path / "metrics.jsonl").read_text()
     assert line == '{"step": 3, "a": 0.5, "b": 2.0, "c": 1.0}\n'
-    assert (
-        tmp_path / "selection.jsonl"
-    ).read_text() == '{"step": 3, "p": [0.0, 1.0], "g": [0, 1]}\n'
+    assert (tmp_path / "selection.jsonl").read_text() == '{"step": 3, "p": [0.0, 1.0], "g": [0, 1]}\n'
 
 
 def test_what_is_no_number_is_null_on_disk_and_nan_when_read(tmp_path):

@@ -64,9 +64,7 @@ def test_apply_then_invert_is_the_identity(permutation_set):
         strict=True,
     ):
         np.testing.assert_array_equal(permutations.apply(inverse, shuffled), items)
-    np.testing.assert_array_equal(
-        permutations.invert(permutations.invert(permutation_set)), permutation_set
-    )
+    np.testing.assert_array_equal(permutations.invert(permutations.invert(permutation_set)), permutation_set)
 
 
 def test_distances_by_hand():
@@ -109,9 +107,7 @@ def test_statistics_need_a_pair():
 @pytest.mark.parametrize("include_identity", [False, True])
 @pytest.mark.parametrize(("num", "length"), [(23, 4), (40, 5)])
 def test_greedy_adds_the_farthest_candidate(num, length, include_identity):
-    chosen = permutations.make(
-        num=num, length=length, seed=3, include_identity=include_identity
-    ).tolist()
+    chosen = permutations.make(num=num, length=length, seed=3, include_identity=include_identity).tolist()
     candidates = [list(p) for p in itertools.permutations(range(length))]
     if not include_identity:
         candidates.remove(list(range(length)))
@@ -225,9 +221,7 @@ def test_codes_are_sharply_transitive(size, length, k):
 )
 @pytest.mark.parametrize("include_identity", [False, True])
 def test_code_is_the_farthest_with_enough_members(num, length, distance, include_identity):
-    chosen = permutations.make(
-        num=num, length=length, method="code", include_identity=include_identity
-    )
+    chosen = permutations.make(num=num, length=length, method="code", include_identity=include_identity)
     assert_is_set(chosen, num, length)
     assert permutations.distance_statistics(chosen)[0] == distance
 
@@ -235,9 +229,7 @@ def test_code_is_the_farthest_with_enough_members(num, length, distance, include
 @pytest.mark.parametrize("include_identity", [False, True])
 def test_smaller_codes_are_the_beginning_of_larger_ones(include_identity):
     def code(num):
-        return permutations.make(
-            num=num, length=9, method="code", seed=5, include_identity=include_identity
-        )
+        return permutations.make(num=num, length=9, method="code", seed=5, include_identity=include_identity)
 
     np.testing.assert_array_equal(code(100), code(504)[:100])
 
@@ -263,12 +255,8 @@ def test_seed_decides(method):
 
 
 @hypothesis.settings(deadline=None, max_examples=60)
-@hypothesis.given(
-    st.integers(3, 7), st.sampled_from(permutations.METHODS), st.booleans(), st.data()
-)
-def test_sets_are_distinct_permutations_and_obey_the_identity_rule(
-    length, method, include_identity, data
-):
+@hypothesis.given(st.integers(3, 7), st.sampled_from(permutations.METHODS), st.booleans(), st.data())
+def test_sets_are_distinct_permutations_and_obey_the_identity_rule(length, method, include_identity, data):
     num = data.draw(st.integers(2, 5 if length == 3 else 23))
     seed = data.draw(st.integers(0, 2**32))
     chosen = permutations.make(

@@ -100,9 +100,7 @@ def test_every_size_becomes_the_target(size, target, seed):
 def test_modes_become_rgb():
     colour = Image.new("RGB", (4, 4), (40, 80, 160))
     for image in (colour, colour.quantize(2), colour.convert("RGBA")):
-        np.testing.assert_array_equal(
-            pipeline.decode_image(png(image), (4, 4), (1, 1))[0, 0], [40, 80, 160]
-        )
+        np.testing.assert_array_equal(pipeline.decode_image(png(image), (4, 4), (1, 1))[0, 0], [40, 80, 160])
     grey = pipeline.decode_image(png(Image.new("L", (4, 4), 77)), (4, 4), (1, 1))
     np.testing.assert_array_equal(grey[0, 0], [77, 77, 77])
 
@@ -131,16 +129,12 @@ def test_batches_hold_the_pictures_of_their_indices(atari):
     assert (batch["image"].shape, batch["image"].dtype) == ((4, 210, 160, 3), np.uint8)
     assert batch["index"].dtype == np.int64
     for image, index in zip(batch["image"], batch["index"], strict=True):
-        np.testing.assert_array_equal(
-            image, np.asarray(Image.open(io.BytesIO(source[int(index)]["image"])))
-        )
+        np.testing.assert_array_equal(image, np.asarray(Image.open(io.BytesIO(source[int(index)]["image"]))))
 
 
 def test_every_epoch_is_another_order_of_everything(atari):
     def order(seed):
-        batches = pipeline.train_batches(
-            atari.open("selection"), batch_size=16, image_size=ATARI, seed=seed
-        )
+        batches = pipeline.train_batches(atari.open("selection"), batch_size=16, image_size=ATARI, seed=seed)
         drawn = np.concatenate([batch["index"] for batch in take(batches, 10)])
         batches.close()
         return drawn.reshape(2, 80)

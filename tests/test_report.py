@@ -68,9 +68,7 @@ def metric_lines(key: np.random.Generator, permutations: int, groups: int) -> li
         }
         if step % 100 == 0:
             line |= {
-                "selection/reward": None
-                if step < 300
-                else key.normal(0, 0.01 + 0.02 * (1 - skill)),
+                "selection/reward": None if step < 300 else key.normal(0, 0.01 + 0.02 * (1 - skill)),
                 "selection/baseline": 0.01 * (1 - skill),
                 "selection/error": 1 - 0.7 * skill,
                 "selection/entropy": np.log(groups) * (1 - 0.2 * skill),
@@ -155,7 +153,7 @@ def make_workdir(path: Path, *, permutations: int = P, groups: int = K, puzzles:
     images = np.stack([draw_game(key) for _ in range(puzzles)])
     labels = key.integers(0, permutations, puzzles)
     tiles = np.stack([cut(key, image, orders[i]) for image, i in zip(images, labels, strict=True)])
-    tiles_png = figures.png(figures.tiles(images, tiles, labels, orders, grid=3))
+    tiles_png = figures.png(figures.tiles(images, tiles, labels, orders, grid=(3, 3)))
     (path / "figures" / "tiles.png").write_bytes(tiles_png)
     kernel = key.normal(size=(7, 7, 3, 32))
     (path / "figures" / "filters.png").write_bytes(figures.png(figures.filters(kernel)))
@@ -220,9 +218,7 @@ def unfinished(tmp_path, workdir) -> Path:
 
 def write_results(path: Path, **changes) -> None:
     accuracy = [0.5] * P
-    (path / "results.json").write_text(
-        json.dumps(results(np.random.default_rng(0), accuracy) | changes)
-    )
+    (path / "results.json").write_text(json.dumps(results(np.random.default_rng(0), accuracy) | changes))
 
 
 def text_of(path: Path) -> str:
@@ -354,8 +350,7 @@ def test_building_again_gives_the_same_page(workdir, report):
 def test_a_step_logged_again_after_a_resume_counts_once(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "metrics.jsonl").write_text(
-        '{"step": 1, "a": 1.0}\n{"step": 2, "a": 2.0}\n'
-        '{"step": 2, "a": 3.0}\n{"step": 3, "a": null}\n'
+        '{"step": 1, "a": 1.0}\n{"step": 2, "a": 2.0}\n{"step": 2, "a": 3.0}\n{"step": 3, "a": null}\n'
     )
     assert page.read(tmp_path).series("a") == ([1, 2], [1.0, 3.0])
 
@@ -377,9 +372,7 @@ def test_group_probability_sums_over_members(tmp_path):
         },
     ]
     (tmp_path / "selection.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    np.testing.assert_allclose(
-        page.read(tmp_path).group_probability, [[0.5, 0.2, 0.3], [0.7, 0.3, 0.0]]
-    )
+    np.testing.assert_allclose(page.read(tmp_path).group_probability, [[0.5, 0.2, 0.3], [0.7, 0.3, 0.0]])
 
 
 @pytest.mark.parametrize(
@@ -444,7 +437,7 @@ def test_tiles_show_each_tile_in_its_place():
     images = np.zeros((2, 60, 40, 3), np.uint8)
     tiles = np.broadcast_to(np.arange(4.0)[None, :, None, None, None], (2, 4, 16, 16, 3))
     permutations = np.array([[0, 1, 2, 3], [3, 2, 0, 1]], np.int32)
-    figure = figures.tiles(images, tiles, [1, 0], permutations, grid=2)
+    figure = figures.tiles(images, tiles, [1, 0], permutations, grid=(2, 2))
     original, puzzle = figure.axes[:2]
     np.testing.assert_array_equal(original.images[0].get_array(), images[0])
     shown = np.asarray(puzzle.images[0].get_array())

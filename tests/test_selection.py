@@ -34,16 +34,14 @@ def test_groups_use_both_columns_of_the_state():
 def test_groups_of_permutations_that_are_all_alike():
     group = np.asarray(group_permutations(evaluation(np.full(30, 0.01)), 10))
     assert group.shape == (30,)
-    assert ((0 <= group) & (group < 10)).all()
+    assert ((group >= 0) & (group < 10)).all()
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_mean_accuracy_rises_with_the_group_number(seed):
     rng = np.random.default_rng(seed)
     accuracy = rng.random(100)
-    group = np.asarray(
-        group_permutations(evaluation(accuracy, jnp.asarray(rng.gamma(1, 5, 100))), 10)
-    )
+    group = np.asarray(group_permutations(evaluation(accuracy, jnp.asarray(rng.gamma(1, 5, 100))), 10))
     means = [accuracy[group == k].mean() for k in np.unique(group)]
     assert means == sorted(means)
     np.testing.assert_array_equal(np.unique(group), np.arange(len(means)))  # empty ones come last

@@ -366,9 +366,7 @@ def build(config: str = "default", data_dir: str | None = None) -> AtariFrames:
         InputError: no such config, or its directory cannot be written or has not enough room.
     """
     if config not in AtariFrames.builder_configs:
-        raise InputError(
-            unknown_name("config of atari_frames", config, AtariFrames.builder_configs)
-        )
+        raise InputError(unknown_name("config of atari_frames", config, AtariFrames.builder_configs))
     builder = AtariFrames(config=config, data_dir=data_dir)
     if _is_prepared(builder):
         return builder
@@ -429,6 +427,4 @@ def _render(builder: AtariFrames, directory: pathlib.Path) -> None:
     ):
         task = progress.add_task(f"Rendering {builder.info.full_name}", total=num_frames)
         builder._advance = functools.partial(progress.advance, task)
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-        )
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))

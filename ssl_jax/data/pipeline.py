@@ -66,9 +66,7 @@ class Skipped:
         for index, cause, details in bad:
             if (source_name, index) not in self.causes:
                 self.causes[source_name, index] = cause
-                logging.warning(
-                    "Skipped %s: %s, example %d (%s).", cause, source_name, index, details
-                )
+                logging.warning("Skipped %s: %s, example %d (%s).", cause, source_name, index, details)
         if self.read >= MIN_READ and self.bad > self.max_share * self.read:
             counts = ", ".join(f"{count} {cause}" for cause, count in self.counts().items())
             first = "; ".join(f"{name}, example {index}" for name, index in [*self.causes][:5])
@@ -107,9 +105,7 @@ def decode_image(
     height, width = image_size
     image = Image.open(io.BytesIO(encoded))
     if image.height < min_size[0] or image.width < min_size[1]:
-        raise UndersizedError(
-            f"{image.height} x {image.width}, needed are {min_size[0]} x {min_size[1]}"
-        )
+        raise UndersizedError(f"{image.height} x {image.width}, needed are {min_size[0]} x {min_size[1]}")
     image.draft("RGB", (width, height))  # Lets JPEG decode at 1/2, 1/4 or 1/8 if that covers.
     if image.mode != "RGB":
         image = image.convert("RGB")
@@ -306,9 +302,7 @@ def train_batches(
             )
         )
     )
-    return TrainBatches(
-        source, batches, max_bad_share, workers=workers, threads=threads, prefetch=prefetch
-    )
+    return TrainBatches(source, batches, max_bad_share, workers=workers, threads=threads, prefetch=prefetch)
 
 
 def _prefetched(

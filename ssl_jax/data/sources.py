@@ -51,16 +51,12 @@ class Source:
             return {"image": image}
         fields = self.features.deserialize_example_np(record)
         return {"image": image} | {
-            field: np.asarray(value, self.features[field].np_dtype)
-            for field, value in fields.items()
+            field: np.asarray(value, self.features[field].np_dtype) for field, value in fields.items()
         }
 
     def blank(self) -> dict[str, np.ndarray]:
         """Returns the fields of an example that is not there: zeros of their shapes and dtypes."""
-        return {
-            field: np.zeros(feature.shape, feature.np_dtype)
-            for field, feature in self.features.items()
-        }
+        return {field: np.zeros(feature.shape, feature.np_dtype) for field, feature in self.features.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +106,7 @@ class Sources:
         return tuple(self.builder.info.features[field].names)
 
 
-def make(
-    *, name: str, data_dir: str | None = None, splits: Mapping[str, str] | None = None
-) -> Sources:
+def make(*, name: str, data_dir: str | None = None, splits: Mapping[str, str] | None = None) -> Sources:
     """Finds a data set and decides on its splits.
 
     `atari_frames` is rendered on first use; every other data set must have been prepared as
@@ -210,9 +204,7 @@ def _batchable_fields(features: "tfds.features.FeaturesDict") -> dict[str, Any]:
     return {
         field: features[field]
         for field, info in infos.items()
-        if field != "image"
-        and isinstance(info, tfds.features.TensorInfo)
-        and None not in info.shape
+        if field != "image" and isinstance(info, tfds.features.TensorInfo) and None not in info.shape
     }
 
 

@@ -1,84 +1,76 @@
-"""Linear probes: multinomial logistic regression on frozen features, fitted by L-BFGS.
+"""Linear probes: classifiers on frozen features, in closed form.
 
-Full-batch L-BFGS on standardised features has no learning rate to choose and cannot diverge, which
-matters when encoders are compared (Alain and Bengio 2017 for probes; Anand et al. 2019 for the use here).
+Ridge regression onto one-hot targets, one class per value: no learning rate to choose, nothing to
+diverge, and every weight decay of a grid from one Gram matrix. The comparison of encoders is then a
+comparison of encoders (Alain and Bengio 2017 on probes; Anand et al. 2019 on the use made here).
 """
 
-import functools
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 
-@functools.partial(jax.jit, static_argnames=("num_classes", "iterations"))
-def _fit(features, labels, weight_decay, *, num_classes, iterations):
-    bounds = np.concatenate([[0], np.cumsum(num_classes)])
+@dataclasses.dataclass(frozen=True)
+class LinearProbe:
+    """Fitted classifiers, one for each weight decay and each column of labels.
 
-    def objective(params):
-        logits = features @ params["kernel"] + params["bias"]  # [N, sum of classes]
-        losses = [
-            optax.softmax_cross_entropy_with_integer_labels(
-                logits[:, low:high], labels[:, i]
-            ).mean()
-            for i, (low, high) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
-        ]
-        return sum(losses) + 0.5 * weight_decay * jnp.square(params["kernel"]).sum()
+    Attributes:
+      mean, scale: float32 [D], of the training features.
+      kernels: float32 [R, D + 1, sum of classes], one for each of R weight decays; the last row is the
+        bias.
+      classes: for each of V columns of labels, its values.
+    """
 
-    params = {
-        "kernel": jnp.zeros((features.shape[1], int(bounds[-1]))),
-        "bias": jnp.zeros((int(bounds[-1]),)),
-    }
-    optimizer = optax.lbfgs()
-    value_and_grad = optax.value_and_grad_from_state(objective)
+    mean: np.ndarray
+    scale: np.ndarray
+    kernels: jax.Array
+    classes: list[np.ndarray]
 
-    def iterate(_, carry):
-        params, opt_state = carry
-        value, gradient = value_and_grad(params, state=opt_state)
-        updates, opt_state = optimizer.update(
-            gradient, opt_state, params, value=value, grad=gradient, value_fn=objective
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """Features [M, D] -> values [R, M, V]."""
+        inputs = _with_bias((features - self.mean) / self.scale)
+        logits = np.asarray(jnp.einsum("md,rdc->rmc", inputs, self.kernels))
+        ends = np.cumsum([len(values) for values in self.classes])[:-1]
+        columns = np.split(logits, ends, axis=-1)
+        return np.stack(
+            [values[part.argmax(-1)] for values, part in zip(self.classes, columns, strict=True)], -1
         )
-        return optax.apply_updates(params, updates), opt_state
-
-    return jax.lax.fori_loop(0, iterations, iterate, (params, optimizer.init(params)))[0]
 
 
-def fit_predict(
-    train_features: np.ndarray,
-    train_labels: np.ndarray,
-    test_features: np.ndarray,
-    *,
-    weight_decay: float,
-    iterations: int,
-) -> np.ndarray:
-    """Fits one softmax regression for each column of labels, all at once, and predicts.
+def fit(features: np.ndarray, labels: np.ndarray, weight_decays: tuple[float, ...]) -> LinearProbe:
+    """Fits a classifier for every column of labels and every weight decay.
 
     Args:
-      train_features: float32 [N, D].
-      train_labels: int [N, V], any values; the classes of a column are the values seen in it.
-      test_features: float32 [M, D].
-      weight_decay: factor of half the squared norm of the weights of each regression. Features are
-        standardised and divided by sqrt(D), so its meaning does not depend on D.
-      iterations: of L-BFGS.
-
-    Returns:
-      int [M, V], predicted values.
+      features: float [N, D]; they are standardised, so that a weight decay means the same for all.
+      labels: int [N, V]; the classes of a column are the values seen in it.
+      weight_decays: factors of the squared norm of the weights, against the mean squared error.
     """
-    mean, deviation = train_features.mean(0), train_features.std(0)
-    # A feature that hardly ever moves is noise: it is not blown up to deviation 1.
-    scale = np.maximum(deviation, 1e-2 * deviation.max() + 1e-12) * np.sqrt(train_features.shape[1])
-    classes = [np.unique(column) for column in train_labels.T]
-    indices = np.stack(
-        [np.searchsorted(c, column) for c, column in zip(classes, train_labels.T, strict=True)], 1
+    mean, deviation = features.mean(0), features.std(0)
+    # A feature that hardly ever moves is noise, and is not blown up to deviation 1.
+    scale = np.maximum(deviation, 1e-2 * deviation.max() + 1e-12)
+    classes = [np.unique(column) for column in labels.T]
+    targets = np.concatenate(
+        [column[:, None] == values for values, column in zip(classes, labels.T, strict=True)], 1
     )
-    params = _fit(
-        jnp.asarray((train_features - mean) / scale),
-        jnp.asarray(indices),
-        weight_decay,
-        num_classes=tuple(len(c) for c in classes),
-        iterations=iterations,
-    )
-    logits = np.asarray((test_features - mean) / scale @ params["kernel"] + params["bias"])
-    parts = np.split(logits, np.cumsum([len(c) for c in classes])[:-1], axis=1)
-    return np.stack([c[part.argmax(1)] for c, part in zip(classes, parts, strict=True)], axis=1)
+    inputs = _with_bias((features - mean) / scale)
+    kernels = _solve(inputs, jnp.asarray(targets, jnp.float32), jnp.asarray(weight_decays, jnp.float32))
+    return LinearProbe(mean, scale, kernels, classes)
+
+
+def _with_bias(inputs):
+    return np.concatenate([inputs, np.ones((len(inputs), 1))], 1).astype(np.float32)
+
+
+@jax.jit
+def _solve(inputs, targets, weight_decays):
+    number, width = inputs.shape
+    gram, moment = inputs.T @ inputs / number, inputs.T @ targets / number
+    free_bias = jnp.diag(jnp.ones(width).at[-1].set(1e-3))  # the bias hardly decays
+
+    def solve(weight_decay):
+        factor = jax.scipy.linalg.cho_factor(gram + weight_decay * free_bias)
+        return jax.scipy.linalg.cho_solve(factor, moment)
+
+    return jax.lax.map(solve, weight_decays)

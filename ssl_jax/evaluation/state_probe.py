@@ -6,15 +6,16 @@ predicted from a frozen encoder by one linear classifier per variable, scored by
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 from sklearn.metrics import f1_score
 
 from ssl_jax.data.atari_frames import category, ram_labels
-from ssl_jax.evaluation.linear_probe import fit_predict
+from ssl_jax.evaluation import linear_probe
 
-Frames = Mapping[str, np.ndarray]
+Batches = Iterable[Mapping[str, np.ndarray]]
 FeatureFunction = Callable[[np.ndarray], np.ndarray]
 
 
@@ -23,37 +24,57 @@ class Protocol:
     """How the probe is made; stored with its scores.
 
     Attributes:
-      train_frames: frames per game that the classifiers are fitted on; None: all there are.
-      test_frames: frames per game that they are scored on; None: all there are.
       min_entropy: a variable of lower empirical entropy (nats, in the training frames) is dropped.
-      weight_decay: of each classifier, see `linear_probe.fit_predict`.
-      iterations: of L-BFGS.
+      weight_decays: tried for each game; the best mean F1 on the validation frames decides.
     """
 
-    train_frames: int | None = None
-    test_frames: int | None = None
     min_entropy: float = 0.6
-    weight_decay: float = 1e-3
-    iterations: int = 40
+    weight_decays: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
 
 
 @dataclasses.dataclass(frozen=True)
-class GameFrames:
-    """The labelled frames of one game.
+class Frames:
+    """What is kept of N frames of a split; the pictures themselves are not.
 
     Attributes:
-      game: its name.
-      variables: names of the state variables, V of them, those of low entropy left out.
-      train_images: uint8 [N, H, W, 3]; train_labels: uint8 [N, V].
-      test_images: uint8 [M, H, W, 3]; test_labels: uint8 [M, V]. No test image is also in train.
+      features: encoder -> float32 [N, D].
+      ram: uint8 [N, 128].
+      game: int [N], class of the game.
+      digest: [N], the same for the same picture.
     """
 
-    game: str
-    variables: tuple[str, ...]
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
+    features: dict[str, np.ndarray]
+    ram: np.ndarray
+    game: np.ndarray
+    digest: np.ndarray
+
+    def where(self, rows: np.ndarray) -> "Frames":
+        """The frames at which the mask [N] is true."""
+        features = {name: values[rows] for name, values in self.features.items()}
+        return Frames(features, self.ram[rows], self.game[rows], self.digest[rows])
+
+
+def collect(batches: Batches, encoders: Mapping[str, FeatureFunction]) -> Frames:
+    """Reads a split once and keeps the features of every encoder.
+
+    Args:
+      batches: {"image": uint8 [B, H, W, 3], "ram": uint8 [B, 128], "game": int [B], "mask": bool [B]};
+        rows without mask are padding.
+      encoders: name -> function of images uint8 [B, H, W, 3] to features float32 [B, D].
+    """
+    parts = []
+    for batch in batches:
+        mask = batch["mask"]
+        digest = np.array([hashlib.blake2b(image.tobytes()).hexdigest() for image in batch["image"]])
+        features = {name: np.asarray(encode(batch["image"])) for name, encode in encoders.items()}
+        parts.append(Frames(features, batch["ram"], batch["game"], digest).where(mask))
+    join = lambda get: np.concatenate([get(part) for part in parts])
+    return Frames(
+        {name: join(lambda part, name=name: part.features[name]) for name in encoders},
+        join(lambda part: part.ram),
+        join(lambda part: part.game),
+        join(lambda part: part.digest),
+    )
 
 
 def entropy(values: np.ndarray) -> float:
@@ -62,69 +83,52 @@ def entropy(values: np.ndarray) -> float:
     return float(-(share * np.log(share)).sum())
 
 
-def game_frames(game: str, train: Frames, test: Frames, protocol: Protocol) -> GameFrames | None:
-    """Labels the frames of a game; None when no variable has enough entropy to be worth a probe.
+def probe_game(game: str, splits: Mapping[str, Frames], protocol: Protocol) -> dict[str, dict[str, float]]:
+    """Probes the state variables of one game.
 
     Args:
-      game: name.
-      train: {"image": uint8 [N, H, W, 3], "ram": uint8 [N, 128]} of this game.
-      test: the same, from other episodes; its images that also are in train are left out.
-      protocol: which variables count.
-    """
-    seen = {image.tobytes() for image in train["image"]}
-    fresh = np.array([image.tobytes() not in seen for image in test["image"]], bool)
-    variables = {
-        name: address
-        for name, address in ram_labels(game).items()
-        if entropy(train["ram"][:, address]) >= protocol.min_entropy
-    }
-    if not variables or not fresh.any():
-        return None
-    addresses = list(variables.values())
-    return GameFrames(
-        game=game,
-        variables=tuple(variables),
-        train_images=train["image"],
-        train_labels=train["ram"][:, addresses],
-        test_images=test["image"][fresh],
-        test_labels=test["ram"][fresh][:, addresses],
-    )
-
-
-def probe(features: FeatureFunction, frames: GameFrames, protocol: Protocol) -> dict[str, float]:
-    """The F1 of every state variable of a game, from frozen features.
-
-    Args:
-      features: uint8 images [N, H, W, 3] -> float32 [N, D].
-      frames: the labelled frames.
+      game: its name.
+      splits: frames of this game: "train" to fit on, "validation" to choose the weight decay on, "test"
+        to score on; test frames that also occur in train are left out, as in the paper.
       protocol: of the probe.
 
     Returns:
-      Variable name -> F1 over the values of the variable, weighted by how often they occur.
+      Encoder -> variable -> F1, weighted by how often the values occur; among the encoders "majority",
+      which always answers the most frequent training value. {} when there is nothing to probe.
     """
-    predictions = fit_predict(
-        features(frames.train_images),
-        frames.train_labels,
-        features(frames.test_images),
-        weight_decay=protocol.weight_decay,
-        iterations=protocol.iterations,
-    )
-    return _scores(frames, predictions)
-
-
-def majority(frames: GameFrames) -> dict[str, float]:
-    """The F1 of always answering each variable's most frequent training value."""
-    answer = [np.bincount(column).argmax() for column in frames.train_labels.T]
-    return _scores(frames, np.broadcast_to(answer, frames.test_labels.shape))
-
-
-def _scores(frames, predictions):
-    return {
-        variable: float(f1_score(truth, answer, average="weighted", zero_division=0))
-        for variable, truth, answer in zip(
-            frames.variables, frames.test_labels.T, predictions.T, strict=True
-        )
+    train, validation = splits["train"], splits["validation"]
+    test = splits["test"].where(~np.isin(splits["test"].digest, train.digest))
+    if not all(len(frames.game) for frames in (train, validation, test)):
+        return {}
+    addresses = {
+        name: address
+        for name, address in ram_labels(game).items()
+        if entropy(train.ram[:, address]) >= protocol.min_entropy
     }
+    if not addresses:
+        return {}
+    labels = lambda frames: frames.ram[:, list(addresses.values())]
+    answers = {"majority": [np.bincount(column).argmax() for column in labels(train).T]}
+    answers["majority"] = np.broadcast_to(answers["majority"], labels(test).shape)
+    for name in train.features:
+        fitted = linear_probe.fit(train.features[name], labels(train), protocol.weight_decays)
+        validated = [
+            np.mean(f1_scores(labels(validation), values))
+            for values in fitted.predict(validation.features[name])
+        ]
+        answers[name] = fitted.predict(test.features[name])[int(np.argmax(validated))]
+    return {
+        name: dict(zip(addresses, f1_scores(labels(test), values), strict=True))
+        for name, values in answers.items()
+    }
+
+
+def f1_scores(labels: np.ndarray, predictions: np.ndarray) -> list[float]:
+    """Weighted F1 of each of V columns; labels and predictions are int [N, V]."""
+    return [
+        float(f1_score(truth, answer, average="weighted", zero_division=0))
+        for truth, answer in zip(labels.T, predictions.T, strict=True)
+    ]
 
 
 def summarize(scores: Mapping[str, Mapping[str, float]]) -> dict:
@@ -149,9 +153,7 @@ def summarize(scores: Mapping[str, Mapping[str, float]]) -> dict:
     return {
         "mean_f1": _mean(by_game.values()),
         "by_game": by_game,
-        "by_category": {
-            c: _mean(v for (_, name), v in cells.items() if name == c) for c in categories
-        },
+        "by_category": {c: _mean(v for (_, name), v in cells.items() if name == c) for c in categories},
         "by_variable": {game: dict(variables) for game, variables in scores.items()},
     }
 
@@ -161,19 +163,25 @@ def _mean(values) -> float:
 
 
 def evaluate(
-    encoders: Mapping[str, FeatureFunction], games: Iterator[GameFrames], protocol: Protocol
-) -> Iterator[tuple[str, str, dict[str, float]]]:
-    """Probes several encoders, and the majority baseline, on the same frames.
+    encoders: Mapping[str, FeatureFunction],
+    splits: Mapping[str, Batches],
+    games: tuple[str, ...],
+    protocol: Protocol,
+) -> Iterator[tuple[str, dict[str, dict[str, float]]]]:
+    """Probes several encoders on the same frames.
 
     Args:
       encoders: name -> feature function, for example {"trained": ..., "random": ...}.
-      games: the labelled frames, one game at a time, so that only one is in memory.
-      protocol: of the probes.
+      splits: "train", "validation", "test" -> batches, see `collect`.
+      games: names of the games, in the order of their classes.
+      protocol: of the probe.
 
     Yields:
-      (encoder name, game, variable -> F1), "majority" among the encoder names.
+      (game, encoder -> variable -> F1), see `probe_game`.
     """
-    for frames in games:
-        for name, features in encoders.items():
-            yield name, frames.game, probe(features, frames, protocol)
-        yield "majority", frames.game, majority(frames)
+    frames = {split: collect(batches, encoders) for split, batches in splits.items()}
+    for number, game in enumerate(games):
+        of_game = {split: part.where(part.game == number) for split, part in frames.items()}
+        scores = probe_game(game, of_game, protocol)
+        if scores:
+            yield game, scores

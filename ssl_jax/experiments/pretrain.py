@@ -13,7 +13,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -190,9 +190,7 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         return locals()
 
     sections = make(**config_lib.unpack(config, make, path=""))
-    section = lambda name, builder, **kw: config_lib.unpack(
-        sections[name], builder, path=name, **kw
-    )
+    section = lambda name, builder, **kw: config_lib.unpack(sections[name], builder, path=name, **kw)
     dtype = jnp.dtype(sections["precision"])
 
     data = Data(**section("data", Data))
@@ -201,18 +199,14 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
     orders = permutations.make(
         length=task.num_tiles, **section("permutations", permutations.make, ignore=("length",))
     )
-    encoder, options = _choose(
-        sections["encoder"], ENCODERS, "encoder", ignore=("dtype", "parent", "name")
-    )
+    encoder, options = _choose(sections["encoder"], ENCODERS, "encoder", ignore=("dtype", "parent", "name"))
     head = JigsawHead(
         num_classes=len(orders),
         dtype=dtype,
         **section("head", JigsawHead, ignore=("num_classes", "dtype", "parent", "name")),
     )
     selection = dict(sections["selection"])
-    selection_slice = Skill(
-        **config_lib.unpack(selection.pop("slice", {}), Skill, path="selection.slice")
-    )
+    selection_slice = Skill(**config_lib.unpack(selection.pop("slice", {}), Skill, path="selection.slice"))
     player, player_options = _choose(selection, PLAYERS, "selection", ignore=("num_permutations",))
     train = Train(**section("train", Train))
     schedule = make_schedule(train)
@@ -403,23 +397,11 @@ def skill_sums(setup: Setup, skill: Skill, state: State, batch, key) -> dict[str
 
 
 class SkillMeter:
-    """Measures skill at every permutation on a fixed slice of a split, held on the devices."""
+    """Measures skill at every permutation on fixed batches of pictures, held on the devices."""
 
-    def __init__(self, setup: Setup, skill: Skill, source: sources.Source, mesh, skipped):
+    def __init__(self, setup: Setup, skill: Skill, batches: Sequence[Mapping[str, jax.Array]]):
         self._key = jax.random.key(setup.seed)
-        self._batches = [
-            mesh_lib.shard_batch({name: batch[name] for name in ("image", "mask")}, mesh)
-            for batch in pipeline.evaluation_batches(
-                source,
-                batch_size=skill.batch_size // jax.process_count(),
-                image_size=setup.data.image_size,
-                min_size=setup.data.min_size,
-                limit=skill.images,
-                skipped=skipped,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            )
-        ]
+        self._batches = batches
         self._sums = jax.jit(functools.partial(skill_sums, setup, skill))
 
     def __call__(self, state: State) -> Evaluation:
@@ -448,15 +430,12 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
+        """Adds the seconds of the block to a part."""
         start = time.perf_counter()
         try:
             yield
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
-
-    def share(self, part: str, whole: str) -> float:
-        """Seconds of one part as a share of another's."""
-        return self.seconds.get(part, 0.0) / max(self.seconds.get(whole, 0.0), 1e-9)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -491,11 +470,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     mesh_lib.setup_compilation_cache()
     mesh = mesh_lib.make()
     state = mesh_lib.replicate(create_state(setup, jax.random.PRNGKey(setup.seed)), mesh)
-    data = sources.make(
-        name=setup.data.name,
-        data_dir=setup.data.data_dir,
-        splits={split: text for split, text in setup.data.splits.items() if text},
-    )
+    data = open_data(setup)
     workdir = config_lib.claim_workdir(workdir, config)
     checkpoints = Checkpoints(
         workdir / "checkpoints", keep=setup.train.keep_checkpoints, best_metric="val/accuracy"
@@ -524,6 +499,12 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         batches.close()
         around.metrics.close()
         checkpoints.close()
+
+
+def open_data(setup: Setup) -> sources.Sources:
+    """The data set, built if it is the embedded one."""
+    splits = {split: text for split, text in setup.data.splits.items() if text}
+    return sources.make(name=setup.data.name, data_dir=setup.data.data_dir, splits=splits)
 
 
 def open_batches(setup: Setup, data: sources.Sources) -> pipeline.TrainBatches:
@@ -617,7 +598,7 @@ class Ledger:
         self._around = around
         self._pending: tuple[int, Metrics] | None = None
         self._page: list[dict[str, float]] = []
-        self._opened = time.perf_counter(), dict(around.stopwatch.seconds)
+        self._opened = dict(around.stopwatch.seconds)
 
     def enter(self, step: int, scalars: Metrics) -> None:
         """Takes the scalars of a step, still being computed, and reads those of the step before."""
@@ -655,13 +636,13 @@ class Ledger:
         """Writes the means since the last page; returns what the progress bar shows."""
         self.close_page()
         means = {name: sum(v[name] for v in self._page) / len(self._page) for name in self._page[0]}
-        (opened, before), watch = self._opened, self._around.stopwatch
+        before, watch = self._opened, self._around.stopwatch
         spent = {part: watch.seconds[part] - before.get(part, 0.0) for part in watch.seconds}
         working = spent["data"] + spent["step"]
         means["time/images_per_second"] = len(self._page) * self._setup.train.batch_size / working
         means["time/data_wait_share"] = spent["data"] / working
         self.write(step, means)
-        self._page, self._opened = [], (time.perf_counter(), dict(watch.seconds))
+        self._page, self._opened = [], dict(watch.seconds)
         return {"loss": means["train/loss"], "accuracy": means["train/accuracy"]}
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -672,7 +653,21 @@ class Ledger:
 def skill_meter(setup: Setup, around: Surroundings, split: str) -> SkillMeter:
     """The meter of the selection slice, or of the validation split."""
     skill = setup.selection_slice if split == "selection" else setup.validation
-    return SkillMeter(setup, skill, around.data.open(split), around.mesh, around.batches.skipped)
+    batches = pipeline.evaluation_batches(
+        around.data.open(split),
+        batch_size=skill.batch_size // jax.process_count(),
+        image_size=setup.data.image_size,
+        min_size=setup.data.min_size,
+        limit=skill.images,
+        skipped=around.batches.skipped,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    on_device = [
+        mesh_lib.shard_batch({name: batch[name] for name in ("image", "mask")}, around.mesh)
+        for batch in batches
+    ]
+    return SkillMeter(setup, skill, on_device)
 
 
 def save(around: Surroundings, step: int, state: State, held_out: Mapping[str, float]) -> None:
@@ -728,8 +723,7 @@ def judge(setup: Setup, around: Surroundings, state: State, config) -> dict[str,
         "final": {
             **validation_metrics(evaluation),
             "val/chance": 1 / len(setup.permutations),
-            "time/policy_overhead": seconds.get("selection", 0.0)
-            / (seconds["data"] + seconds["step"]),
+            "time/policy_overhead": seconds.get("selection", 0.0) / (seconds["data"] + seconds["step"]),
             "time/data_wait_share": seconds["data"] / (seconds["data"] + seconds["step"]),
         },
         "permutations": {
@@ -748,3 +742,83 @@ def judge(setup: Setup, around: Surroundings, state: State, config) -> dict[str,
         page.build(around.workdir)
         console.print_results(around.workdir)
     return results
+
+
+def probe_states(setup: Setup, data: sources.Sources, states: Mapping[str, State]) -> dict[str, Any] | None:
+    """The state probe of several states of the network; None without RAM labels."""
+    protocol = setup.probe
+    if not protocol.enabled:
+        return None
+    if "ram" not in data.builder.info.features:
+        logging.info("%s has no RAM labels: the state probe is left out.", data.name)
+        return None
+    splits = {
+        split: pipeline.evaluation_batches(
+            data.open(split, ("ram", "game")),
+            batch_size=protocol.batch_size,
+            image_size=setup.data.image_size,
+            min_size=setup.data.min_size,
+        )
+        for split in ("train", "validation", "test")
+    }
+    encoders = {name: feature_function(setup, state) for name, state in states.items()}
+    scores: dict[str, dict] = {}
+    for game, by_encoder in state_probe.evaluate(encoders, splits, data.class_names("game"), protocol):
+        for name, values in by_encoder.items():
+            scores.setdefault(name, {})[game] = values
+    return {
+        "encoders": {name: state_probe.summarize(values) for name, values in scores.items()},
+        "protocol": dataclasses.asdict(protocol),
+    }
+
+
+def draw_figures(setup: Setup, around: Surroundings, state: State) -> None:
+    """Writes the pictures that need the network: puzzles as it sees them, first-layer filters."""
+    directory = around.workdir / "figures"
+    directory.mkdir(exist_ok=True)
+    batch = pipeline.load_arrays(around.data.open("validation"), image_size=setup.data.image_size, limit=6)[
+        "image"
+    ]
+    key = jax.random.fold_in(state.key, state.step)
+    _, index = setup.player.choose(key, state.selection, len(batch))
+    windows = jigsaw.window(key, jnp.asarray(batch), setup.task)
+    tiles = jigsaw.tiles(key, windows, setup.task, train=True)
+    shown = jigsaw.shuffle(tiles, jnp.asarray(setup.permutations)[index])
+    pictures = {
+        "tiles": figures.tiles(
+            np.asarray(windows),
+            np.asarray(shown),
+            np.asarray(index),
+            setup.permutations,
+            grid=setup.task.grid,
+        ),
+        "filters": figures.filters(np.asarray(first_kernel(state.params["encoder"]))),
+    }
+    for name, figure in pictures.items():
+        (directory / f"{name}.png").write_bytes(figures.png(figure))
+
+
+def first_kernel(params) -> jax.Array:
+    """The kernel [h, w, 3, n] of the convolution that sees the pixels."""
+    kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 4 and leaf.shape[2] == 3]
+    return kernels[0]
+
+
+def feature_function(setup: Setup, state: State) -> state_probe.FeatureFunction:
+    """Frames uint8 [N, H, W, 3] -> float32 [N, D]: what the frozen encoder makes of whole frames.
+
+    A frame is covered by tiles of the size the encoder was trained on; the maps of each are averaged
+    over their pixels, and those of all tiles are laid side by side.
+    """
+
+    @jax.jit
+    def encode(images):
+        tiles = setup.task.scale(jigsaw.cover(images.astype(jnp.float32) / 255, setup.task.tile))
+        maps = setup.network.apply(
+            {"params": state.params, "batch_stats": state.batch_stats},
+            tiles.reshape(-1, *tiles.shape[2:]),
+            method=lambda network, tiles: network.encoder(tiles, train=False),
+        )
+        return maps.mean((1, 2)).reshape(images.shape[0], -1).astype(jnp.float32)
+
+    return encode

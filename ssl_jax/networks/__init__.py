@@ -1,1 +1,7 @@
-"""What answers: Flax Linen modules."""
+"""What answers: Flax Linen modules, and weights in and out."""
+
+from ssl_jax.networks.compact import Compact
+
+__all__ = ["ENCODERS", "Compact"]
+
+ENCODERS = {"compact": Compact}

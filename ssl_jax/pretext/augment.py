@@ -86,11 +86,9 @@ def shift_channels(key: jax.Array, images: jax.Array, max_shift: int) -> jax.Arr
     centre: it tells where a tile came from. Random shifts larger than that make it useless. Edge pixels
     are repeated. Images are [..., H, W, C].
     """
-    height, width, channels = images.shape[-3:]
+    height, width = images.shape[-3:-1]
     pad = [(0, 0)] * (images.ndim - 3) + [(max_shift, max_shift), (max_shift, max_shift), (0, 0)]
-    padded = jnp.moveaxis(jnp.pad(images, pad, mode="edge"), -1, -3)[
-        ..., None
-    ]  # [..., C, H', W', 1]
+    padded = jnp.moveaxis(jnp.pad(images, pad, mode="edge"), -1, -3)[..., None]  # [..., C, H', W', 1]
     offsets = random_offsets(key, padded.shape[:-3], (2 * max_shift, 2 * max_shift))
     return jnp.moveaxis(crop(padded, offsets, (height, width))[..., 0], -3, -1)
 

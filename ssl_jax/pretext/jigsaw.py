@@ -46,9 +46,7 @@ class Jigsaw:
     def __post_init__(self):
         for name in ("color_jitter", "grey"):
             if not 0 <= getattr(self, name) <= 1:
-                raise InputError(
-                    f"config.jigsaw.{name} must lie in [0, 1], not {getattr(self, name)}."
-                )
+                raise InputError(f"config.jigsaw.{name} must lie in [0, 1], not {getattr(self, name)}.")
         if self.channel_shift < 0:
             raise InputError("config.jigsaw.channel_shift must be 0 (off) or a number of pixels.")
         if min(self.grid) < 1 or self.num_tiles < 2:
@@ -58,6 +56,10 @@ class Jigsaw:
     def num_tiles(self) -> int:
         """Tiles of a puzzle: the length of its permutations."""
         return self.grid[0] * self.grid[1]
+
+    def scale(self, pixels: jax.Array) -> jax.Array:
+        """Pixels float [..., h, w, 3] in [0, 1], of tiles, as the network is to see them."""
+        return augment.normalize(pixels) if self.normalize else 2 * pixels - 1
 
     def check(self, image_size: tuple[int, int]) -> None:
         """Raises InputError unless the window fits the images and the tiles fit their cells."""
@@ -88,20 +90,30 @@ def puzzle(key: jax.Array, images: jax.Array, task: Jigsaw, *, train: bool) -> j
     Returns:
       float32 [B, m, h, w, 3], m = task.num_tiles; `shuffle` puts them in the order to be named.
     """
-    window_key, jitter_key, grey_key, cut_key, shift_key = jax.random.split(key, 5)
-    if task.window is not None:
-        room = (images.shape[1] - task.window[0], images.shape[2] - task.window[1])
-        offsets = augment.random_offsets(window_key, images.shape[:1], room)
-        images = augment.crop(images, offsets, task.window)
-    images = images.astype(jnp.float32) / 255
+    window_key, tiles_key = jax.random.split(key)
+    return tiles(tiles_key, window(window_key, images, task), task, train=train)
+
+
+def window(key: jax.Array, images: jax.Array, task: Jigsaw) -> jax.Array:
+    """The random part of each image, [B, H, W, 3], that is cut up; first half of `puzzle`."""
+    if task.window is None:
+        return images
+    room = (images.shape[1] - task.window[0], images.shape[2] - task.window[1])
+    return augment.crop(images, augment.random_offsets(key, images.shape[:1], room), task.window)
+
+
+def tiles(key: jax.Array, windows: jax.Array, task: Jigsaw, *, train: bool) -> jax.Array:
+    """Windows uint8 [B, H, W, 3] -> tiles; second half of `puzzle`."""
+    jitter_key, grey_key, cut_key, shift_key = jax.random.split(key, 4)
+    windows = windows.astype(jnp.float32) / 255
     if train and task.color_jitter:
-        images = augment.color_jitter(jitter_key, images, task.color_jitter)
+        windows = augment.color_jitter(jitter_key, windows, task.color_jitter)
     if train and task.grey:
-        images = augment.random_grey(grey_key, images, task.grey)
-    tiles, _ = cut(cut_key, images, grid=task.grid, tile=task.tile, jitter=task.gap_jitter)
+        windows = augment.random_grey(grey_key, windows, task.grey)
+    parts, _ = cut(cut_key, windows, grid=task.grid, tile=task.tile, jitter=task.gap_jitter)
     if train and task.channel_shift:
-        tiles = augment.shift_channels(shift_key, tiles, task.channel_shift)
-    return augment.normalize(tiles) if task.normalize else 2 * tiles - 1
+        parts = augment.shift_channels(shift_key, parts, task.channel_shift)
+    return task.scale(parts)
 
 
 def cut(
@@ -137,3 +149,16 @@ def shuffle(tiles: jax.Array, permutations: jax.Array) -> jax.Array:
     """Puts tiles [B, m, ...] in the order of permutations [B, m]: position i shows tile p[i]."""
     index = permutations.reshape(permutations.shape + (1,) * (tiles.ndim - 2))
     return jnp.take_along_axis(tiles, index, axis=1)
+
+
+def cover(images: jax.Array, tile: tuple[int, int]) -> jax.Array:
+    """Covers images [B, H, W, C] with tiles side by side: [B, n, h, w, C], row by row.
+
+    The last row and column repeat the edge pixels where the tiles reach over the image.
+    """
+    batch, height, width, channels = images.shape
+    rows, columns = -(-height // tile[0]), -(-width // tile[1])
+    pad = [(0, 0), (0, rows * tile[0] - height), (0, columns * tile[1] - width), (0, 0)]
+    cells = jnp.pad(images, pad, mode="edge")
+    cells = cells.reshape(batch, rows, tile[0], columns, tile[1], channels).swapaxes(2, 3)
+    return cells.reshape(batch, rows * columns, *tile, channels)

@@ -115,9 +115,7 @@ def load(path: str | os.PathLike, *, index_base: int) -> np.ndarray:
     except OSError as error:
         raise InputError(f"cannot read the permutation set {path}: {error.strerror}") from error
     except (ValueError, MemoryError, tokenize.TokenError) as error:  # TokenError: a torn header
-        raise InputError(
-            f"{path} is not a whole .npy file of integers [number, length]: {error}"
-        ) from error
+        raise InputError(f"{path} is not a whole .npy file of integers [number, length]: {error}") from error
     _check_set(permutations, index_base, source=str(path))
     return (permutations - index_base).astype(np.int32)
 
@@ -274,9 +272,7 @@ def _from_file(
     return permutations
 
 
-def _choose_greedily(
-    num: int, length: int, rng: np.random.Generator, include_identity: bool
-) -> np.ndarray:
+def _choose_greedily(num: int, length: int, rng: np.random.Generator, include_identity: bool) -> np.ndarray:
     """The greedy set of `make`, [num, length].
 
     Each candidate's minimum and total distance to those chosen are kept, so that every addition
@@ -337,9 +333,7 @@ class _Code(NamedTuple):
     members: Callable[[], np.ndarray]
 
 
-def _choose_from_code(
-    num: int, length: int, rng: np.random.Generator, include_identity: bool
-) -> np.ndarray:
+def _choose_from_code(num: int, length: int, rng: np.random.Generator, include_identity: bool) -> np.ndarray:
     """The code of `make`, [num, length]."""
     everything = math.factorial(length)
 

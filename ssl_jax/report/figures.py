@@ -112,9 +112,7 @@ def curves(
         if noisy:
             axes.plot(steps, _moving_average(values, window), color=color, label=label)
     if reference is not None:
-        axes.axhline(
-            reference[1], color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)), label=reference[0]
-        )
+        axes.axhline(reference[1], color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)), label=reference[0])
     if percent:
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
         axes.set_ylim(bottom=0)
@@ -132,7 +130,7 @@ def tiles(
     labels: Sequence[int],
     permutations: np.ndarray,
     *,
-    grid: int,
+    grid: tuple[int, int],
 ) -> Figure:
     """Puzzles as the network saw them beside their images; a tile's number is its true place.
 
@@ -142,11 +140,11 @@ def tiles(
         are stretched per puzzle for display.
       labels: int [n], index of each puzzle's permutation, which is the class to be named.
       permutations: int [N, m]; place i of a puzzle shows tile `permutations[label, i]`.
-      grid: tiles along an edge; m = grid * grid.
+      grid: rows and columns of a puzzle; m is their product.
     """
     images, tiles = np.asarray(images), np.asarray(tiles, np.float32)
     gap = max(1, tiles.shape[2] // 16)
-    puzzles = [_mosaic(_stretch(puzzle), grid, gap=gap) for puzzle in tiles]
+    puzzles = [_mosaic(_stretch(puzzle), grid[1], gap=gap) for puzzle in tiles]
     aspects = [images.shape[2] / images.shape[1], puzzles[0].shape[1] / puzzles[0].shape[0]]
     pairs = min(3, len(tiles))
     rows = -(-len(tiles) // pairs)
@@ -167,7 +165,7 @@ def tiles(
         )
         permutation = [int(tile) for tile in permutations[label]]
         for ax, picture, numbers in (
-            (original, images[i], range(grid * grid)),
+            (original, images[i], range(grid[0] * grid[1])),
             (puzzle, puzzles[i], permutation),
         ):
             ax.set_axis_off()
@@ -226,9 +224,7 @@ def permutation_heat_map(steps: Sequence[int], accuracy: np.ndarray) -> Figure:
     order = np.argsort(accuracy[-1], kind="stable")
     figure = Figure(figsize=(WIDTH, 3.1))
     axes = figure.add_subplot()
-    mesh = axes.pcolormesh(
-        _edges(steps), np.arange(len(order) + 1), accuracy[:, order].T, vmin=0, vmax=1
-    )
+    mesh = axes.pcolormesh(_edges(steps), np.arange(len(order) + 1), accuracy[:, order].T, vmin=0, vmax=1)
     axes.set_ylabel("permutations, hardest to easiest")
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(False)
@@ -238,9 +234,7 @@ def permutation_heat_map(steps: Sequence[int], accuracy: np.ndarray) -> Figure:
 
 
 @_styled
-def permutation_accuracy(
-    accuracy: Sequence[float], *, group: Sequence[int] | None = None
-) -> Figure:
+def permutation_accuracy(accuracy: Sequence[float], *, group: Sequence[int] | None = None) -> Figure:
     """Accuracy of every permutation, sorted, beside what guessing would give.
 
     Args:
@@ -390,18 +384,20 @@ def _mosaic(pictures: np.ndarray, columns: int, *, gap: int) -> np.ndarray:
     return mosaic
 
 
-def _draw_cuts(axes: Axes, grid: int) -> None:
-    for line in range(1, grid):
-        for x, y in (((0, 1), (line / grid,) * 2), ((line / grid,) * 2, (0, 1))):
-            axes.plot(x, y, color="white", alpha=0.6, linewidth=0.6, transform=axes.transAxes)
+def _draw_cuts(axes: Axes, grid: tuple[int, int]) -> None:
+    rows, columns = grid
+    lines = [((0, 1), (row / rows,) * 2) for row in range(1, rows)]
+    lines += [((column / columns,) * 2, (0, 1)) for column in range(1, columns)]
+    for x, y in lines:
+        axes.plot(x, y, color="white", alpha=0.6, linewidth=0.6, transform=axes.transAxes)
 
 
-def _number_tiles(axes: Axes, numbers: Sequence[int], grid: int) -> None:
+def _number_tiles(axes: Axes, numbers: Sequence[int], grid: tuple[int, int]) -> None:
     outline = [patheffects.withStroke(linewidth=2, foreground="black", alpha=0.75)]
     for i, number in enumerate(numbers):
         axes.text(
-            (i % grid + 0.06) / grid,
-            1 - (i // grid + 0.07) / grid,
+            (i % grid[1] + 0.06) / grid[1],
+            1 - (i // grid[1] + 0.07) / grid[0],
             str(number),
             transform=axes.transAxes,
             color="white",

@@ -88,9 +88,7 @@ class Run:
 
     def series(self, name: str) -> tuple[list[float], list[float]]:
         """Steps and values of one metric; a step logged again after a resume counts once."""
-        finite = {
-            line["step"]: line[name] for line in self.metrics if _is_finite(line.get(name, None))
-        }
+        finite = {line["step"]: line[name] for line in self.metrics if _is_finite(line.get(name, None))}
         steps = sorted(finite)
         return steps, [finite[step] for step in steps]
 
@@ -124,9 +122,7 @@ def read(workdir: str | Path) -> Run:
     )
     for number, line in enumerate(run.metrics, 1):
         if not _is_finite(line.get("step")):
-            raise InputError(
-                f"Line {number} of '{workdir / metrics.METRICS_FILE}' should have a 'step'."
-            )
+            raise InputError(f"Line {number} of '{workdir / metrics.METRICS_FILE}' should have a 'step'.")
     for number, line in enumerate(run.selection, 1):
         rows = [line.get(name) for name in ("accuracy", "probability", "group")]
         lengths = {len(row) if isinstance(row, list) else 0 for row in rows}
@@ -150,9 +146,7 @@ def build(workdir: str | Path) -> Path:
       InputError: there is no such directory, it holds no run, or one of its files is damaged.
     """
     run = read(workdir)
-    sections = {
-        name: (heading, body) for name, heading, write in _SECTIONS if (body := "".join(write(run)))
-    }
+    sections = {name: (heading, body) for name, heading, write in _SECTIONS if (body := "".join(write(run)))}
     page = _PAGE.substitute(
         style=_STYLE,
         name=_text(run.workdir.resolve().name),
@@ -210,10 +204,7 @@ def probe_table(run: Run, by: str) -> dict[str, dict[str, float | None]]:
     """Row (a category or a game) -> encoder -> F1, where `by` is 'by_category' or 'by_game'."""
     encoders = run.part("probe").get("encoders", {})
     rows = dict.fromkeys(row for result in encoders.values() for row in result.get(by, {}))
-    return {
-        row: {name: result.get(by, {}).get(row) for name, result in encoders.items()}
-        for row in rows
-    }
+    return {row: {name: result.get(by, {}).get(row) for name, result in encoders.items()} for row in rows}
 
 
 # The sections of the page. Each takes a run and yields HTML; one that yields nothing is left out.
@@ -495,10 +486,7 @@ def _repeat(run: Run) -> Iterator[str]:
     if machine or run.part("versions"):
         yield _key_values({**machine, **run.part("versions")})
     if protocol := run.part("protocol"):
-        yield (
-            "<details><summary>Protocol behind the numbers</summary>"
-            f"{_key_values(protocol)}</details>"
-        )
+        yield (f"<details><summary>Protocol behind the numbers</summary>{_key_values(protocol)}</details>")
 
 
 _SECTIONS: tuple[tuple[str, str, Callable[[Run], Iterator[str]]], ...] = (
@@ -580,8 +568,7 @@ def _image(data: bytes, alt: str, *, wide: bool = False) -> str:
 
 def _key_values(values: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"<tr><th scope=row>{_text(key)}</th><td>{_text(value)}</td></tr>"
-        for key, value in _flatten(values)
+        f"<tr><th scope=row>{_text(key)}</th><td>{_text(value)}</td></tr>" for key, value in _flatten(values)
     )
     return f"<div class=scroll><table class=settings><tbody>{rows}</tbody></table></div>"
 

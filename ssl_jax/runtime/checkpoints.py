@@ -63,9 +63,7 @@ class Checkpoints:
     @property
     def best_step(self) -> int | None:
         """The step with the highest `best_metric` among those on disk, or None."""
-        scores = {
-            step: self._scores[step] for step in _steps(self._directory) if step in self._scores
-        }
+        scores = {step: self._scores[step] for step in _steps(self._directory) if step in self._scores}
         return max(scores, key=scores.__getitem__, default=None)
 
     def save(
@@ -233,8 +231,7 @@ def restore_raw(directory: str | Path, step: int | None = None) -> dict[str, Any
     try:
         leaves = _read_manifest(path)["leaves"]
         targets = {
-            tuple(name.split("/")): np.empty(shape, dtype)
-            for name, (dtype, shape, _) in leaves.items()
+            tuple(name.split("/")): np.empty(shape, dtype) for name, (dtype, shape, _) in leaves.items()
         }
         return _nest(targets | _read_leaves(path, leaves, targets))
     except _BrokenCheckpoint as error:
@@ -363,9 +360,7 @@ def _read(path: Path, **items: Any) -> ocp.args.Composite:
     except (PermissionError, MemoryError):
         raise
     except Exception as error:  # orbax, tensorstore, zstd and json each have errors of their own
-        raise _BrokenCheckpoint(
-            f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
-        ) from None
+        raise _BrokenCheckpoint(f"{type(error).__name__}: {' '.join(str(error).split())[:100]}") from None
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -135,8 +135,7 @@ def unpack(
     known = {
         name: parameter
         for name, parameter in inspect.signature(builder).parameters.items()
-        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        and name not in ignore
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) and name not in ignore
     }
     for key in section:
         check_known("key", f"{where}.{key}", [f"{where}.{name}" for name in known])
@@ -294,9 +293,7 @@ def _call_get_config(path_and_arg: str) -> ConfigDict:
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise InputError(
-            f"config file {file} is no Python, line {error.lineno}: {error.msg}"
-        ) from None
+        raise InputError(f"config file {file} is no Python, line {error.lineno}: {error.msg}") from None
     if not callable(getattr(module, "get_config", None)):
         raise InputError(f"config file {file} has no function get_config(arg)")
     try:

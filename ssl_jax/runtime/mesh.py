@@ -26,8 +26,7 @@ def make(num_devices: int | None = None) -> Mesh:
         num_devices = len(devices)
     if not 1 <= num_devices <= len(devices):
         raise InputError(
-            f"{num_devices} devices were asked for, but there are {len(devices)} "
-            f"({devices[0].platform})"
+            f"{num_devices} devices were asked for, but there are {len(devices)} ({devices[0].platform})"
         )
     # Mesh and not jax.make_mesh: there, axes are of the type Explicit from JAX 0.9 on, and every
     # operation on a batch would have to say how its result is sharded.
@@ -74,10 +73,7 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
                 f"a batch of {len(array)} ({name}) cannot be divided among {num_devices} devices; "
                 f"make the batch size a multiple of {num_devices}"
             )
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in batch.items()
-    }
+    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
 
 
 def setup_compilation_cache(directory: str | Path | None = None) -> Path | None:

@@ -199,9 +199,7 @@ class Progress:
             self._bar = rich.progress.Progress(
                 rich.progress.TextColumn("{task.description}"),
                 rich.progress.BarColumn(bar_width=24),
-                rich.progress.TextColumn(
-                    "{task.completed:.0f}/{task.total:.0f} {task.fields[text]}"
-                ),
+                rich.progress.TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[text]}"),
                 console=rich.console.Console(file=sys.stdout),
             )
             self._task = self._bar.add_task(
@@ -229,9 +227,7 @@ class Progress:
 
     def _print_line(self, now: float) -> None:
         self._last_line = now
-        print(
-            f"{self._description} {self._step}/{self._total} {self._text(now)}".strip(), flush=True
-        )
+        print(f"{self._description} {self._step}/{self._total} {self._text(now)}".strip(), flush=True)
 
     def _text(self, now: float) -> str:
         words = []

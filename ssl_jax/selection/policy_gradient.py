@@ -30,6 +30,7 @@ class PolicyNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, rows: jax.Array) -> jax.Array:
+        """State [2 P] -> logits [K]."""
         hidden = nn.tanh(nn.Dense(self.hidden)(rows))
         return nn.Dense(self.num_groups, kernel_init=nn.initializers.zeros)(hidden)
 

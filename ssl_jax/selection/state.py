@@ -81,9 +81,7 @@ def group_permutations(evaluation: Evaluation, num_groups: int) -> jax.Array:
     member = assign(jax.lax.fori_loop(0, KMEANS_ITERATIONS, iterate, centres))  # [P, K]
     size = member.sum(0)
     accuracy = jnp.where(size > 0, evaluation.accuracy @ member / jnp.maximum(size, 1), jnp.inf)
-    rank = jnp.argsort(
-        jnp.argsort(accuracy, stable=True)
-    )  # [K], from hard to easy, empty ones last
+    rank = jnp.argsort(jnp.argsort(accuracy, stable=True))  # [K], from hard to easy, empty ones last
     return rank[jnp.argmax(member, axis=1)].astype(jnp.int32)
 
 
@@ -94,6 +92,4 @@ def sorted_rows(evaluation: Evaluation) -> jax.Array:
     standardised, for the policy should see how far the training has come.
     """
     order = jnp.argsort(evaluation.accuracy, stable=True)
-    return jnp.concatenate(
-        [evaluation.accuracy[order], jnp.log(evaluation.ratio[order] + 1e-6) / 10]
-    )
+    return jnp.concatenate([evaluation.accuracy[order], jnp.log(evaluation.ratio[order] + 1e-6) / 10])

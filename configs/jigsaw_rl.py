@@ -1,0 +1,152 @@
+"""Jigsaw puzzles with a learned permutation policy (Büchler, Brattoli, Ommer, ECCV 2018).
+
+python -m ssl_jax.main --config=configs/jigsaw_rl.py                    # default: a laptop, minutes
+python -m ssl_jax.main --config=configs/jigsaw_rl.py:policy=uniform     # the usual practice
+python -m ssl_jax.main --config=configs/jigsaw_rl.py:paper              # ImageNet, CaffeNet
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from ssl_jax.runtime.config import parse_arg
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    preset, options = parse_arg(
+        arg, presets=("default", "smoke", "paper"), policy=("policy_gradient", "uniform")
+    )
+    config = ConfigDict(default())
+    if preset == "smoke":
+        config.update(smoke())
+    if preset == "paper":
+        config.update(paper())
+    players = {"uniform": {}, "policy_gradient": policy_gradient(preset)}
+    slice_ = config.selection.slice
+    config.selection = ConfigDict({"name": options.policy, **players[options.policy]})
+    config.selection.slice = slice_
+    return config
+
+
+def policy_gradient(preset):
+    """The paper's player; everything but the period is ours, the paper does not give it."""
+    return {
+        "period": {"default": 25, "smoke": 4, "paper": 500}[preset],
+        "num_groups": 10,
+        "hidden": 64,
+        "learning_rate": 0.01,
+        "entropy_bonus": 0.01,
+        "baseline_decay": 0.9,
+    }
+
+
+def default():
+    return {
+        "experiment": "pretrain",
+        "seed": 0,
+        "precision": "float32",
+        "data": {
+            "name": "atari_frames",
+            "data_dir": placeholder(str),
+            "splits": {
+                "train": placeholder(str),
+                "selection": placeholder(str),
+                "validation": placeholder(str),
+                "test": placeholder(str),
+            },
+            "image_size": (210, 160),
+            "max_bad_share": 0.05,
+            "workers": 0,
+            "threads": 2,
+            "prefetch": 4,
+        },
+        "permutations": {
+            "num": 100,
+            "method": "greedy",
+            "seed": 0,
+            "path": placeholder(str),
+            "index_base": placeholder(int),
+            "include_identity": False,
+        },
+        "jigsaw": {
+            "grid": (3, 3),
+            "window": (120, 120),
+            "tile": (32, 32),
+            "gap_jitter": True,
+            "color_jitter": 0.4,
+            "grey": 0.5,
+            "channel_shift": 1,
+            "normalize": True,
+        },
+        "encoder": {"name": "compact"},
+        "head": {"fc6": 64, "fc7": 256, "dropout": 0.0},
+        "selection": {"slice": {"images": 256, "batch_size": 64, "permutations_per_image": placeholder(int)}},
+        "train": {
+            "steps": 1200,
+            "batch_size": 64,
+            "accumulate": 1,
+            "optimizer": "adamw",
+            "learning_rate": 2e-3,
+            "warmup_steps": 50,
+            "schedule": "cosine",
+            "weight_decay": 1e-4,
+            "log_every": 10,
+            "validate_every": 200,
+            "checkpoint_every": 100,
+            "keep_checkpoints": 2,
+        },
+        "validation": {"images": 400, "batch_size": 80, "permutations_per_image": placeholder(int)},
+        "probe": {
+            "enabled": True,
+            "min_entropy": 0.6,
+            "weight_decays": (1e-3, 1e-2, 1e-1),
+            "batch_size": 50,
+        },
+    }
+
+
+def smoke():
+    return {
+        "data": {"name": "atari_frames/tiny"},
+        "permutations": {"num": 20},
+        "head": {"fc6": 16, "fc7": 32},
+        "selection": {"slice": {"images": 16, "batch_size": 8}},
+        "train": {
+            "steps": 24,
+            "batch_size": 8,
+            "warmup_steps": 4,
+            "log_every": 2,
+            "validate_every": 12,
+            "checkpoint_every": 4,
+        },
+        "validation": {"images": 16, "batch_size": 8},
+    }
+
+
+def paper():
+    """ImageNet, CaffeNet and batches of 256 [paper]; the schedule follows Noroozi and Favaro [ours]."""
+    return {
+        "data": {
+            "name": "imagenet2012",
+            "splits": {"test": "validation"},
+            "image_size": (256, 256),
+            "workers": 8,
+        },
+        "permutations": {"num": 100},
+        "jigsaw": {"window": (255, 255), "tile": (75, 75), "channel_shift": 2},
+        "encoder": {"name": "caffenet"},
+        "head": {"fc6": 1024, "fc7": 4096, "dropout": 0.5},
+        "selection": {"slice": {"images": 1024, "batch_size": 256}},
+        "train": {
+            "steps": 350_000,
+            "batch_size": 256,
+            "optimizer": "sgd",
+            "learning_rate": 0.01,
+            "warmup_steps": 1000,
+            "schedule": "step",
+            "weight_decay": 5e-4,
+            "log_every": 100,
+            "validate_every": 10_000,
+            "checkpoint_every": 2_000,
+        },
+        "validation": {"images": 10_000, "batch_size": 256},
+    }

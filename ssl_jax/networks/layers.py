@@ -1,0 +1,355 @@
+"""Convolution, max pooling and local response normalisation, each in two forms with the same answers.
+
+The *plain* form is what XLA offers, and the right one on GPU and TPU. The *cpu* form is for XLA's CPU
+backend, where grouped convolutions, gradients of convolutions and select-and-scatter are slow. Both
+have the same parameters, values and gradients, to float32 rounding; `fast_on_cpu` is the one place
+that chooses. A batch may be split among devices along axis 0: the cpu form then communicates nothing
+but the sum of the kernels' gradients, as the plain form does.
+"""
+
+import functools
+import math
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ssl_jax.runtime.config import check_known
+
+Form = Literal["auto", "plain", "cpu"]
+
+# Interpolation points of Winograd's algorithm, in the order of use; good for 5 x 5 kernels at most.
+POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
+# Below so many channels, its transforms cost more than it saves.
+MIN_WINOGRAD_CHANNELS = 16
+# Patches of a few images at a time, so that they are still in the cache when they are multiplied.
+PATCH_BYTES = 4 << 20
+
+
+def fast_on_cpu(form: Form = "auto") -> bool:
+    """Whether to use the cpu form.
+
+    Raises:
+      InputError: `form` is none of "auto" (choose by the default backend), "plain" and "cpu".
+    """
+    check_known("form", form, ("auto", "plain", "cpu"))
+    return jax.default_backend() == "cpu" if form == "auto" else form == "cpu"
+
+
+class Conv(nn.Module):
+    """A convolution with bias. Parameters: kernel [k, k, channels in / groups, features], bias [features].
+
+    Attributes:
+      features: channels out.
+      window: k, height and width of the kernel in pixels.
+      stride: pixels.
+      padding: zeros on each of the four sides, pixels.
+      groups: independent convolutions among which channels in and out are divided.
+      kernel_init: He normal, for the ReLU that follows.
+      dtype: of the computation; parameters are float32.
+      form: see `fast_on_cpu`.
+    """
+
+    features: int
+    window: int
+    stride: int = 1
+    padding: int = 0
+    groups: int = 1
+    kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
+    dtype: Any = jnp.float32
+    form: Form = "auto"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Float [N, h, w, c] -> [N, h', w', features] of `dtype`."""
+        shape = (self.window, self.window, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        y = conv(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            stride=self.stride,
+            padding=self.padding,
+            groups=self.groups,
+            form=self.form,
+        )
+        return y + bias.astype(self.dtype)[None, None, None]
+
+
+def conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    form: Form = "auto",
+) -> jax.Array:
+    """A convolution without bias: float [N, h, w, c], [k, k, c / groups, d] -> [N, h', w', d].
+
+    The cpu form computes in float32, whatever the dtype of `x`, and rounds the result: XLA's CPU
+    backend multiplies matrices of bfloat16 no faster.
+    """
+    if not fast_on_cpu(form):
+        return _lax_conv(x, kernel, stride, padding, groups)
+    window, channels, _ = kernel.shape[1:]
+    if stride == 1 and window in (3, 5) and channels >= MIN_WINOGRAD_CHANNELS:
+        single = functools.partial(_winograd_conv, padding)
+    else:
+        single = functools.partial(_im2col_conv, stride, padding)
+    # XLA's CPU backend takes 6 times longer for the gradient of one convolution in two groups than
+    # for that of two convolutions.
+    parts = (jnp.split(array.astype(jnp.float32), groups, axis=-1) for array in (x, kernel))
+    return jnp.concatenate(list(map(single, *parts)), axis=-1).astype(x.dtype)
+
+
+def _lax_conv(x, kernel, stride, padding, groups=1):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+# --- Small kernels, stride 1, many channels: Winograd's minimal filtering
+
+
+def _winograd_conv(padding, x, kernel):
+    """A convolution of stride 1 with 2 to 6 times fewer multiplications.
+
+    F(m x m, r x r) of Lavin and Gray 2016 (arXiv 1509.09308, Sec. 4), with every transform a matrix
+    product. All axes that are merged have the batch in front, so that it can be split among devices.
+    """
+    num, height, width, channels = x.shape
+    window = kernel.shape[0]
+    sizes = [size + 2 * padding - window + 1 for size in (height, width)]
+
+    def num_products(m):
+        return math.prod(-(-size // m) * (m + window - 1) for size in sizes)
+
+    tile = min((4, 3, 2), key=num_products)  # m, pixels of the output that are computed at once
+    output, filters, data = _minimal_filtering(tile, window)
+    rows = _tiled(data, tile, height, padding, sizes[0])
+    columns = _tiled(data, tile, width, padding, sizes[1])
+    t, tiles_h, tiles_w = len(data), rows.shape[1], columns.shape[1]
+
+    v = rows.reshape(-1, height) @ x.transpose(1, 0, 2, 3).reshape(height, -1)
+    v = jnp.tensordot(v.reshape(-1, num, width, channels), columns, ((2,), (2,)))
+    v = v.reshape(t, tiles_h, num, channels, t, tiles_w).transpose(0, 4, 2, 1, 5, 3)
+    u = np.kron(filters, filters) @ kernel.reshape(window**2, -1)
+    y = jnp.matmul(v.reshape(t * t, -1, channels), u.reshape(t * t, channels, -1))
+    y = np.kron(output, output) @ y.reshape(t * t, -1)
+    y = y.reshape(tile, tile, num, tiles_h, tiles_w, -1).transpose(2, 3, 0, 4, 1, 5)
+    y = y.reshape(num, tiles_h * tile, tiles_w * tile, -1)
+    return y[:, : sizes[0], : sizes[1]]
+
+
+@functools.cache
+def _minimal_filtering(m, r):
+    """Matrices with sum_j g[j] d[i + j] = (output @ (filters @ g * data @ d))[i] for i < m, j < r.
+
+    A product of polynomials of degrees m - 1 and r - 1 is known from its values at m + r - 2 points
+    and its leading coefficient; filtering is the transpose of that (Toom and Cook).
+
+    Returns:
+      float32 output [m, m + r - 1], filters [m + r - 1, r], data [m + r - 1, m + r - 1].
+    """
+    t = m + r - 1
+    values = np.vander(POINTS[: t - 1], t, increasing=True)
+
+    def evaluate(num_coefficients):
+        return np.vstack([values[:, :num_coefficients], np.eye(num_coefficients)[-1:]])
+
+    filters, data = evaluate(r), np.linalg.inv(evaluate(t)).T
+    # Rows of the two may be scaled against each other, and round off less when they are alike.
+    scale = np.exp2(np.round(np.log2(np.abs(data).sum(1) / np.abs(filters).sum(1)) / 2))[:, None]
+    return tuple(np.float32(matrix) for matrix in (evaluate(m).T, filters * scale, data / scale))
+
+
+def _tiled(data, tile, size, padding, out):
+    """`data` [t, t] for all tiles that cover `out` pixels: float32 [t, tiles, size], unpadded."""
+    tiles = -(-out // tile)
+    matrix = np.zeros((len(data), tiles, tiles * tile + len(data) + size), np.float32)
+    for i in range(tiles):
+        matrix[:, i, i * tile : i * tile + len(data)] = data
+    return matrix[:, :, padding : padding + size]
+
+
+# --- Any other convolution: patches and one matrix product
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _im2col_conv(stride, padding, x, kernel):
+    window, _, channels, features = kernel.shape
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    out_h, out_w = ((size - window) // stride + 1 for size in x.shape[1:3])
+    x, steps = _in_steps(x, 4 * out_h * out_w * window**2 * channels)
+
+    def step(i, y):
+        patches = _patches(lax.dynamic_index_in_dim(x, i, 2, keepdims=False), window, stride)
+        return lax.dynamic_update_index_in_dim(y, patches @ kernel.reshape(-1, features), i, 2)
+
+    y = jnp.zeros((*x.shape[:3], out_h * out_w, features), x.dtype)
+    return lax.fori_loop(0, steps, step, y).reshape(-1, out_h, out_w, features)
+
+
+def _im2col_conv_forward(stride, padding, x, kernel):
+    return _im2col_conv(stride, padding, x, kernel), (x, kernel)
+
+
+def _im2col_conv_backward(stride, padding, residuals, gradient):
+    x, kernel = residuals
+    window, _, channels, features = kernel.shape
+    # XLA drops this where nobody reads it, as in a first layer.
+    _, input_gradient = jax.vjp(lambda x: _lax_conv(x, kernel, stride, padding), x)
+    dx = input_gradient(gradient)[0]
+
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    pixels = math.prod(gradient.shape[1:3])
+    x, steps = _in_steps(x, 4 * pixels * window**2 * channels)
+    gradient = gradient.reshape(*x.shape[:3], pixels, features)
+
+    def step(i, dw):
+        patches = _patches(lax.dynamic_index_in_dim(x, i, 2, keepdims=False), window, stride)
+        g = lax.dynamic_index_in_dim(gradient, i, 2, keepdims=False)
+        return dw + jnp.einsum("snpk,snpd->skd", patches, g)
+
+    dw = lax.fori_loop(0, steps, step, jnp.zeros((len(x), window**2 * channels, features), x.dtype))
+    return dx, dw.sum(0).reshape(kernel.shape)
+
+
+_im2col_conv.defvjp(_im2col_conv_forward, _im2col_conv_backward)
+
+
+def _in_steps(x, bytes_each):
+    """Divides a batch for a loop: [N, ...] -> [shards, n, steps, ...], and the number of steps.
+
+    Each step takes n images of every shard, at most `PATCH_BYTES` of patches. A batch that is split
+    among all devices has its shards there, and the loop runs on each without communication.
+    """
+    num = x.shape[0]
+    shards = jax.device_count() if num % jax.device_count() == 0 else 1
+    most = max(1, PATCH_BYTES // bytes_each)
+    n = next(n for n in range(min(most, num // shards), 0, -1) if num // shards % n == 0)
+    x = x.reshape(shards, n, -1, *x.shape[1:])
+    return x, x.shape[2]
+
+
+def _patches(x, window, stride):
+    """Float [..., h, w, c] -> [..., h' * w', window * window * c], without padding.
+
+    Columns first: then a patch, like a row of it before, is one run of contiguous numbers.
+    """
+    *batch, height, width, channels = x.shape
+    out_h, out_w = ((size - window) // stride + 1 for size in (height, width))
+
+    def cut(array, size, hop, num, axis):
+        runs = [lax.slice_in_dim(array, i * hop, i * hop + size, axis=-1) for i in range(num)]
+        return jnp.stack(runs, axis=axis)
+
+    row = window * channels
+    columns = cut(x.reshape(*batch, height, width * channels), row, stride * channels, out_w, -3)
+    columns = columns.reshape(*batch, out_w, height * row)
+    patches = cut(columns, window * row, stride * row, out_h, -3).reshape(*batch, out_h * out_w, window * row)
+    # Without the barrier XLA would compute patches element by element inside the product.
+    return lax.optimization_barrier(patches)
+
+
+# --- Pooling
+
+
+def max_pool(x: jax.Array, window: int = 3, stride: int = 2, *, form: Form = "auto") -> jax.Array:
+    """Maxima of windows inside the map: [N, h, w, c] -> [N, (h - window) // stride + 1, ..., c].
+
+    The gradient goes to the first of equal maxima in both forms, row by row.
+    """
+    if fast_on_cpu(form):
+        return _strided_max(window, stride, x)
+    return nn.max_pool(x, (window, window), (stride, stride))
+
+
+def _strided_slices(x, window, stride):
+    """One [N, h', w', c] for each of the window's pixels, row by row."""
+    ends = [(size - window) // stride * stride + 1 for size in x.shape[1:3]]
+    for i in range(window):
+        for j in range(window):
+            yield x[:, i : i + ends[0] : stride, j : j + ends[1] : stride]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _strided_max(window, stride, x):
+    return functools.reduce(jnp.maximum, _strided_slices(x, window, stride))
+
+
+def _strided_max_forward(window, stride, x):
+    largest = _strided_max(window, stride, x)
+    where = jnp.full(largest.shape, -1, jnp.int8)
+    for i, part in reversed(list(enumerate(_strided_slices(x, window, stride)))):
+        where = jnp.where(part == largest, jnp.int8(i), where)
+    # A byte each instead of the map; the barrier keeps XLA from recomputing it from the map.
+    largest, where = lax.optimization_barrier((largest, where))
+    return largest, (where, x.shape)
+
+
+def _strided_max_backward(window, stride, residuals, gradient):
+    """The gradient of pixel stride * q + r is that of windows q, q - 1, ..., if it was their maximum."""
+    where, (num, height, width, channels) = residuals
+    reach = -(-window // stride)  # windows that hold a pixel, along an axis
+    blocks = [-(-size // stride) for size in (height, width)]
+
+    def shifted(array, i, j, fill):
+        """Entry [q - i, q' - j] at block [q, q'], for each of the block's stride x stride pixels."""
+        ends = [n - m - size for n, m, size in zip(blocks, (i, j), array.shape[1:3], strict=True)]
+        array = lax.pad(array, fill, ((0, 0, 0), (i, ends[0], 0), (j, ends[1], 0), (0, 0, 0)))
+        return array[:, :, None, :, None]
+
+    dx = jnp.zeros((num, blocks[0], stride, blocks[1], stride, channels), gradient.dtype)
+    for i in range(reach):
+        for j in range(reach):
+            y, x = np.mgrid[:stride, :stride] + stride * np.array([i, j])[:, None, None]
+            pixel = np.where((y < window) & (x < window), y * window + x, -2).astype(np.int8)
+            hit = shifted(where, i, j, jnp.int8(-1)) == pixel[None, None, :, None, :, None]
+            dx += jnp.where(hit, shifted(gradient, i, j, jnp.zeros((), gradient.dtype)), 0)
+    dx = dx.reshape(num, blocks[0] * stride, blocks[1] * stride, channels)
+    return (lax.optimization_barrier(dx[:, :height, :width]),)
+
+
+_strided_max.defvjp(_strided_max_forward, _strided_max_backward)
+
+
+# --- Normalisation
+
+
+def local_response_norm(
+    x: jax.Array,
+    size: int = 5,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    *,
+    form: Form = "auto",
+) -> jax.Array:
+    """x / (k + alpha / size * (sum of squares over `size` channels around)) ** beta, float [..., c].
+
+    Across channels, `size` odd, alpha divided by the size, as in Caffe and PyTorch (Krizhevsky et al. 2012,
+    Sec. 3.3, has it undivided).
+    """
+    if not fast_on_cpu(form):
+        windows = (1,) * (x.ndim - 1) + (size,)
+        squares = lax.reduce_window(x * x, 0.0, lax.add, windows, (1,) * x.ndim, "SAME")
+        return x * (k + alpha / size * squares) ** -beta
+    # A product with a band matrix: XLA would compute shifted sums, and far more so their gradients,
+    # once for each of the shifts.
+    channel = np.arange(x.shape[-1])
+    band = np.abs(channel[:, None] - channel[None, :]) <= size // 2
+    denominator = k + jnp.dot(x * x, jnp.asarray(alpha / size * band, x.dtype))
+    if beta == 0.75:  # powers are slow, square roots are not
+        root = lax.rsqrt(denominator)
+        return x * (root * jnp.sqrt(root))
+    return x * denominator**-beta
