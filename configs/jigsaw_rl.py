@@ -77,7 +77,7 @@ def default():
             "channel_shift": 1,
             "normalize": True,
         },
-        "encoder": {"name": "compact"},
+        "encoder": {"name": "compact", "width": 64, "channels": 8},
         "head": {"fc6": 64, "fc7": 256, "dropout": 0.0},
         "selection": {"slice": {"images": 256, "batch_size": 64, "permutations_per_image": placeholder(int)}},
         "train": {
@@ -85,7 +85,7 @@ def default():
             "batch_size": 64,
             "accumulate": 1,
             "optimizer": "adamw",
-            "learning_rate": 2e-3,
+            "learning_rate": 1e-3,
             "warmup_steps": 50,
             "schedule": "cosine",
             "weight_decay": 1e-4,

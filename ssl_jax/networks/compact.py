@@ -6,23 +6,38 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ssl_jax.networks.layers import Conv
+
 
 class Compact(nn.Module):
-    """Three convolutions, 32 x 32 x 3 -> 4 x 4 x width, for tiles from 16 to 64 pixels.
+    """Three strided convolutions with ReLU, 32 x 32 x 3 -> 4 x 4 x channels.
+
+    The last layer is narrow, so that a whole Atari frame covered by 32-pixel tiles becomes some 300
+    averaged features: as many as the 256 of the encoders of Anand et al. 2019, whose probe judges it.
 
     Attributes:
-      width: channels of the last two layers.
+      width: channels of the second layer; the first has half as many.
+      channels: channels of the last layer.
       dtype: of the computation; parameters are float32.
     """
 
     width: int = 64
+    channels: int = 8
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Float [N, h, w, 3] -> [N, h / 8, w / 8, width]."""
+        """Float [N, h, w, 3] -> [N, h / 8, w / 8, channels]."""
         del train
-        x = x.astype(self.dtype)
-        x = nn.relu(nn.Conv(32, (4, 4), (2, 2), dtype=self.dtype, name="conv1")(x))
-        x = nn.relu(nn.Conv(self.width, (4, 4), (2, 2), dtype=self.dtype, name="conv2")(x))
-        return nn.relu(nn.Conv(self.width, (3, 3), (2, 2), dtype=self.dtype, name="conv3")(x))
+        conv = lambda name, features, window: Conv(
+            features,
+            window,
+            stride=2,
+            padding=1,
+            kernel_init=nn.initializers.lecun_normal(),
+            dtype=self.dtype,
+            name=name,
+        )
+        x = nn.relu(conv("conv1", self.width // 2, 4)(x.astype(self.dtype)))
+        x = nn.relu(conv("conv2", self.width, 4)(x))
+        return nn.relu(conv("conv3", self.channels, 3)(x))

@@ -23,8 +23,8 @@ Form = Literal["auto", "plain", "cpu"]
 
 # Interpolation points of Winograd's algorithm, in the order of use; good for 5 x 5 kernels at most.
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
-# Below so many channels, its transforms cost more than it saves.
-MIN_WINOGRAD_CHANNELS = 16
+# With fewer (channels in) * (channels out), its transforms cost more than it saves.
+MIN_WINOGRAD_PAIRS = 4096
 # Patches of a few images at a time, so that they are still in the cache when they are multiplied.
 PATCH_BYTES = 4 << 20
 
@@ -94,19 +94,23 @@ def conv(
     backend multiplies matrices of bfloat16 no faster.
     """
     if not fast_on_cpu(form):
-        return _lax_conv(x, kernel, stride, padding, groups)
-    window, channels, _ = kernel.shape[1:]
-    if stride == 1 and window in (3, 5) and channels >= MIN_WINOGRAD_CHANNELS:
-        single = functools.partial(_winograd_conv, padding)
+        if jax.device_count() == 1:
+            return _lax_conv(stride, padding, x, kernel, groups)
+        # One convolution in groups is not divided along the batch: XLA would gather x on every device.
+        single, dtype = functools.partial(_lax_conv, stride, padding), x.dtype
     else:
-        single = functools.partial(_im2col_conv, stride, padding)
-    # XLA's CPU backend takes 6 times longer for the gradient of one convolution in two groups than
-    # for that of two convolutions.
-    parts = (jnp.split(array.astype(jnp.float32), groups, axis=-1) for array in (x, kernel))
+        # XLA's CPU backend takes 6 times longer for the gradient of one convolution in two groups
+        # than for that of two convolutions.
+        _, window, channels, features = kernel.shape
+        many = channels * features // groups >= MIN_WINOGRAD_PAIRS
+        winograd = stride == 1 and window in (3, 5) and many
+        single = _winograd_conv if winograd else functools.partial(_im2col_conv, stride)
+        single, dtype = functools.partial(single, padding), jnp.float32
+    parts = (jnp.split(array.astype(dtype), groups, axis=-1) for array in (x, kernel))
     return jnp.concatenate(list(map(single, *parts)), axis=-1).astype(x.dtype)
 
 
-def _lax_conv(x, kernel, stride, padding, groups=1):
+def _lax_conv(stride, padding, x, kernel, groups=1):
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -186,17 +190,18 @@ def _tiled(data, tile, size, padding, out):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _im2col_conv(stride, padding, x, kernel):
-    window, _, channels, features = kernel.shape
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    out_h, out_w = ((size - window) // stride + 1 for size in x.shape[1:3])
-    x, steps = _in_steps(x, 4 * out_h * out_w * window**2 * channels)
+    """A convolution as patches times kernel, for a few images at a time."""
+    window, _, _, features = kernel.shape
+    num_steps, patches = _patches_of_step(stride, padding, x, window)
+    out = [(size + 2 * padding - window) // stride + 1 for size in x.shape[1:3]]
 
     def step(i, y):
-        patches = _patches(lax.dynamic_index_in_dim(x, i, 2, keepdims=False), window, stride)
-        return lax.dynamic_update_index_in_dim(y, patches @ kernel.reshape(-1, features), i, 2)
+        product = patches(i) @ kernel.reshape(-1, features)
+        return lax.dynamic_update_index_in_dim(y, product, i, axis=2)
 
-    y = jnp.zeros((*x.shape[:3], out_h * out_w, features), x.dtype)
-    return lax.fori_loop(0, steps, step, y).reshape(-1, out_h, out_w, features)
+    *batch, pixels, _ = jax.eval_shape(patches, 0).shape
+    y = jnp.zeros((*batch, num_steps, pixels, features), x.dtype)
+    return lax.fori_loop(0, num_steps, step, y).reshape(len(x), *out, features)
 
 
 def _im2col_conv_forward(stride, padding, x, kernel):
@@ -205,40 +210,49 @@ def _im2col_conv_forward(stride, padding, x, kernel):
 
 def _im2col_conv_backward(stride, padding, residuals, gradient):
     x, kernel = residuals
-    window, _, channels, features = kernel.shape
+    window, _, _, features = kernel.shape
     # XLA drops this where nobody reads it, as in a first layer.
-    _, input_gradient = jax.vjp(lambda x: _lax_conv(x, kernel, stride, padding), x)
-    dx = input_gradient(gradient)[0]
+    _, input_gradient = jax.vjp(lambda x: _lax_conv(stride, padding, x, kernel), x)
+    (dx,) = input_gradient(gradient)
 
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    pixels = math.prod(gradient.shape[1:3])
-    x, steps = _in_steps(x, 4 * pixels * window**2 * channels)
-    gradient = gradient.reshape(*x.shape[:3], pixels, features)
+    num_steps, patches = _patches_of_step(stride, padding, x, window)
+    shards, n, pixels, size = jax.eval_shape(patches, 0).shape
+    gradient = gradient.reshape(shards, n, num_steps, pixels, features)
 
     def step(i, dw):
-        patches = _patches(lax.dynamic_index_in_dim(x, i, 2, keepdims=False), window, stride)
-        g = lax.dynamic_index_in_dim(gradient, i, 2, keepdims=False)
-        return dw + jnp.einsum("snpk,snpd->skd", patches, g)
+        g = lax.dynamic_index_in_dim(gradient, i, axis=2, keepdims=False)
+        return dw + jnp.einsum("snpk,snpd->skd", patches(i), g)
 
-    dw = lax.fori_loop(0, steps, step, jnp.zeros((len(x), window**2 * channels, features), x.dtype))
+    dw = lax.fori_loop(0, num_steps, step, jnp.zeros((shards, size, features), x.dtype))
     return dx, dw.sum(0).reshape(kernel.shape)
 
 
 _im2col_conv.defvjp(_im2col_conv_forward, _im2col_conv_backward)
 
 
-def _in_steps(x, bytes_each):
-    """Divides a batch for a loop: [N, ...] -> [shards, n, steps, ...], and the number of steps.
+def loop_shape(num: int, most: int) -> tuple[int, int, int]:
+    """How to divide a batch for a loop: [num] -> [shards, n, steps].
 
-    Each step takes n images of every shard, at most `PATCH_BYTES` of patches. A batch that is split
-    among all devices has its shards there, and the loop runs on each without communication.
+    Each step takes n images of every shard: as many as divide the batch, but not more than `most`, or 1.
+    A batch that is split among all devices has its shards there: they loop without communication.
     """
-    num = x.shape[0]
     shards = jax.device_count() if num % jax.device_count() == 0 else 1
-    most = max(1, PATCH_BYTES // bytes_each)
-    n = next(n for n in range(min(most, num // shards), 0, -1) if num // shards % n == 0)
-    x = x.reshape(shards, n, -1, *x.shape[1:])
-    return x, x.shape[2]
+    each = num // shards
+    n = next(n for n in range(max(1, min(most, each)), 0, -1) if each % n == 0)
+    return shards, n, each // n
+
+
+def _patches_of_step(stride, padding, x, window):
+    """The number of steps, and a function from a step to its patches [shards, n, h' * w', k * k * c]."""
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    size = jax.eval_shape(lambda x: _patches(x, window, stride), x[0]).size
+    shape = loop_shape(len(x), PATCH_BYTES // (4 * size))
+    x = x.reshape(*shape, *x.shape[1:])
+
+    def patches(i):
+        return _patches(lax.dynamic_index_in_dim(x, i, axis=2, keepdims=False), window, stride)
+
+    return shape[2], patches
 
 
 def _patches(x, window, stride):

@@ -1,0 +1,425 @@
+"""Pre-training as pure functions, and its configs; whole runs are in test_pretrain_run.py."""
+
+import dataclasses
+import functools
+import itertools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssl_jax.experiments import pretrain
+from ssl_jax.pretext import jigsaw
+from ssl_jax.runtime import config as config_lib
+from ssl_jax.runtime import mesh as mesh_lib
+from ssl_jax.runtime.errors import InputError
+from ssl_jax.selection import Evaluation
+
+CONFIG = Path(__file__).parents[1] / "configs" / "jigsaw_rl.py"
+BATCH, SIZE, NUM = 8, (60, 56), 20
+# Small, and SGD: Adam's first steps are signs of gradients, and those of nearly zero may differ.
+SMALL = {
+    "data.image_size": SIZE,
+    "jigsaw.window": (54, 54),
+    "jigsaw.tile": (16, 16),
+    "jigsaw.color_jitter": 0.0,
+    "jigsaw.grey": 0.0,
+    "jigsaw.channel_shift": 0,
+    "permutations.num": NUM,
+    "selection.num_groups": NUM,
+    "head.fc6": 8,
+    "head.fc7": 16,
+    "train.optimizer": "sgd",
+    "train.learning_rate": 0.01,
+    "train.warmup_steps": 0,
+}
+
+
+def load(arg="smoke", **overrides):
+    return config_lib.load(f"{CONFIG}:{arg}", {key: str(value) for key, value in overrides.items()})
+
+
+def make_setup(**overrides):
+    return pretrain.setup_from_config(load(**SMALL | overrides))
+
+
+def pictures(number, seed=0, size=SIZE):
+    return np.random.default_rng(seed).integers(0, 256, (number, *size, 3), np.uint8)
+
+
+def batch_of(seed=0, devices=1):
+    """A batch of noise on some devices."""
+    return mesh_lib.shard_batch({"image": pictures(BATCH, seed)}, mesh_lib.make(devices))
+
+
+def create(setup, devices=1):
+    """A state before the first step, on some devices."""
+    state = pretrain.create_state(setup, jax.random.PRNGKey(0))
+    return mesh_lib.replicate(state, mesh_lib.make(devices))
+
+
+# Compiling is most of the work here: these are shared.
+
+
+@pytest.fixture(scope="module")
+def setup():
+    return make_setup()
+
+
+@pytest.fixture(scope="module")
+def step(setup):
+    return jax.jit(functools.partial(pretrain.train_step, setup))
+
+
+@pytest.fixture(scope="module")
+def observe(setup):
+    return jax.jit(functools.partial(pretrain.observe, setup))
+
+
+@pytest.fixture(scope="module")
+def first(setup):
+    return create(setup)
+
+
+@pytest.fixture(scope="module")
+def trained(step, first):
+    """A state after a few steps, whose answers are no longer all the same."""
+    state = first
+    for number in range(10):
+        state, _ = step(state, batch_of(number))
+    return state
+
+
+def assert_close(left, right, **tolerance):
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for some, other in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(some, other, **tolerance)
+
+
+def assert_same(left, right):
+    assert_close(left, right, rtol=0, atol=0)
+
+
+SEEN = Evaluation(*np.random.default_rng(5).uniform(0.1, 0.9, (2, NUM)).astype(np.float32))
+
+
+def advance(state, step, observe, devices=1):
+    """Three steps with an observation between; returns the state and the losses."""
+    losses = []
+    for number in range(3):
+        state, metrics = step(state, batch_of(number, devices))
+        losses.append(float(metrics["loss"]))
+        if number == 1:
+            state, _ = observe(state, SEEN)
+    return state, losses
+
+
+@pytest.fixture(scope="module")
+def on_one_device(first, step, observe):
+    return advance(first, step, observe)
+
+
+def test_four_devices_do_what_one_does(setup, step, observe, on_one_device):
+    state, losses = advance(create(setup, 4), step, observe, 4)
+    np.testing.assert_allclose(losses, on_one_device[1], rtol=1e-5)
+    assert_close(state, on_one_device[0], rtol=1e-4, atol=1e-5)
+    # What is drawn is drawn alike, not just almost.
+    assert state.selection.evaluations == 1
+    np.testing.assert_array_equal(state.selection.count, on_one_device[0].selection.count)
+    np.testing.assert_array_equal(state.selection.group, on_one_device[0].selection.group)
+    for leaf in jax.tree.leaves(state):
+        assert len(leaf.sharding.device_set) == 4
+        assert leaf.is_fully_replicated
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(observe, on_one_device):
+    """Without dropout; here on four devices, where every micro-batch has rows on each."""
+    setup = make_setup(**{"train.accumulate": 2})
+    step = jax.jit(functools.partial(pretrain.train_step, setup))
+    state, losses = advance(create(setup, 4), step, observe, 4)
+    np.testing.assert_allclose(losses, on_one_device[1], rtol=1e-5)
+    assert_close(state, on_one_device[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_can_be_made_again_alone(step, trained):
+    saved = jax.device_get(trained)
+    after, metrics = step(trained, batch_of(77))
+    again = mesh_lib.replicate(saved, mesh_lib.make(1))
+    assert_same(step(again, batch_of(77)), (after, metrics))
+    # The key stays; it is the step that makes the draws differ.
+    np.testing.assert_array_equal(after.key, saved.key)
+    other, _ = step(again.replace(step=again.step + 1), batch_of(77))
+    assert not np.array_equal(other.selection.count, after.selection.count)
+
+
+def test_the_player_counts_what_it_chose_until_it_looks(setup, step, observe, first):
+    state = first
+    for number in range(setup.player.period):
+        state, _ = step(state, batch_of(number))
+    assert state.selection.count.sum() == setup.player.period * BATCH
+    state, metrics = observe(state, SEEN)
+    assert metrics["error"] == pytest.approx(1 - SEEN.accuracy.mean(), rel=1e-5)
+    assert state.selection.count.sum() == 0
+    state, _ = step(state, batch_of(9))
+    assert state.selection.count.sum() == BATCH
+
+
+def test_labels_are_what_the_player_chose(step, first):
+    """A network that always answers c is right as often as c was chosen, which the player counts."""
+    np.testing.assert_array_equal(first.selection.group, np.arange(NUM))  # one permutation a group
+    shares = []
+    for answer in range(NUM):
+        params = jax.device_get(first.params)
+        params["head"]["classifier"] = {
+            "kernel": np.zeros_like(params["head"]["classifier"]["kernel"]),
+            "bias": np.float32(9 * np.eye(NUM)[answer]),
+        }
+        state = mesh_lib.replicate(first.replace(params=params), mesh_lib.make(1))
+        after, metrics = step(state, batch_of())
+        shares.append(float(after.selection.count[answer]) / BATCH)
+        assert metrics["accuracy"] == pytest.approx(shares[-1])
+        expected = np.log(np.exp(9) + NUM - 1) - 9 * shares[-1]
+        assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
+    assert sum(shares) == pytest.approx(1)
+
+
+def held_out(number, seed=0):
+    """Batches of eight; the last rows of the last one are padding."""
+    batches = []
+    for start in range(0, number, BATCH):
+        mask = np.arange(start, start + BATCH) < number
+        image = pictures(BATCH, seed + start)
+        batches.append({"image": image * mask[:, None, None, None], "mask": mask})
+    return batches
+
+
+def naive_skill(setup, state, batches, answered=lambda row, permutation: True):
+    """One picture under one permutation after the other, through the network as it is trained."""
+    correct, ratio, count = np.zeros((3, NUM))
+    apply = jax.jit(functools.partial(setup.network.apply, train=False))
+    for number, batch in enumerate(batches):
+        key = jax.random.fold_in(jax.random.key(setup.seed), number)
+        tiles = jigsaw.puzzle(key, jnp.asarray(batch["image"]), setup.task, train=False)
+        for label, order in enumerate(setup.permutations):
+            logits = apply({"params": state.params}, tiles[:, order])
+            chances = np.asarray(jax.nn.softmax(logits), np.float64)
+            for row in np.flatnonzero(batch["mask"]):
+                if answered(row, label):
+                    correct[label] += chances[row].argmax() == label
+                    ratio[label] += chances[row, label] / np.delete(chances[row], label).max()
+                    count[label] += 1
+    return correct / count, ratio / count
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_skill_is_what_naive_evaluation_finds(setup, trained, devices):
+    batches, mesh = held_out(21), mesh_lib.make(devices)
+    meter = pretrain.SkillMeter(
+        setup, setup.selection_slice, [mesh_lib.shard_batch(batch, mesh) for batch in batches]
+    )
+    state = mesh_lib.replicate(trained, mesh)
+    evaluation = meter(state)
+    accuracy, ratio = naive_skill(setup, jax.device_get(trained), batches)
+    assert 0 < accuracy.mean() < 1
+    np.testing.assert_allclose(evaluation.accuracy, accuracy, atol=1e-6)
+    np.testing.assert_allclose(evaluation.ratio, ratio, rtol=1e-3)
+    assert_same(meter(state), evaluation)  # the same puzzles at every look
+
+
+def test_skill_where_every_picture_answers_some_permutations(setup, trained):
+    """Row n of a batch answers 5 of 20 permutations: 5 n, ..., 5 n + 4, modulo 20."""
+    batches = held_out(16)
+    skill = dataclasses.replace(setup.selection_slice, permutations_per_image=5)
+    evaluation = pretrain.SkillMeter(setup, skill, batches)(trained)
+    some = lambda row, permutation: (permutation - 5 * row) % NUM < 5
+    accuracy, ratio = naive_skill(setup, jax.device_get(trained), batches, some)
+    np.testing.assert_allclose(evaluation.accuracy, accuracy, atol=1e-6)
+    np.testing.assert_allclose(evaluation.ratio, ratio, rtol=1e-3)
+
+
+def test_masked_rows_count_for_nothing(setup, trained):
+    batch = held_out(5)[0]
+    noise = np.where(batch["mask"][:, None, None, None], batch["image"], pictures(BATCH, 99))
+    sums = jax.jit(functools.partial(pretrain.skill_sums, setup, setup.selection_slice))
+    key = jax.random.key(0)
+    clean = sums(trained, batch, key)
+    np.testing.assert_array_equal(clean["count"], 5)
+    assert_same(sums(trained, batch | {"image": noise}, key), clean)
+
+
+def test_validation_names_the_worst_group():
+    accuracy = jnp.repeat(jnp.asarray([0.9, 0.1, 0.5]), 10)
+    seen = Evaluation(accuracy=accuracy, ratio=jnp.exp(accuracy))
+    metrics = pretrain.validation_metrics(seen)
+    assert metrics["val/accuracy"] == pytest.approx(0.5)
+    assert metrics["val/worst_group_accuracy"] == pytest.approx(0.1)
+
+
+def test_steps_learn_what_the_meter_measures():
+    """Left is red and right is blue: after a few steps both orders are told apart, held out too."""
+    setup = make_setup(
+        **{
+            "selection.period": 40,
+            "selection.num_groups": 2,
+            "jigsaw.grid": (1, 2),
+            "jigsaw.normalize": False,
+            "permutations.num": 2,
+            "permutations.include_identity": True,
+            "train.learning_rate": 0.05,
+        },
+    )
+    images = pictures(2 * BATCH) // 2
+    images[:, :, :28, 0] += 120
+    images[:, :, 28:, 2] += 120
+    batch = {"image": images[BATCH:], "mask": np.ones(BATCH, bool)}
+    meter = pretrain.SkillMeter(setup, setup.validation, [batch])
+    step = jax.jit(functools.partial(pretrain.train_step, setup))
+    state = pretrain.create_state(setup, jax.random.PRNGKey(0))
+    for _ in range(40):
+        state, metrics = step(state, {"image": images[:BATCH]})
+    assert metrics["accuracy"] == 1
+    np.testing.assert_array_equal(meter(state).accuracy, [1, 1])
+
+
+# --- Learning rate and optimizer
+
+
+def test_learning_rates_by_hand():
+    rates = lambda steps, **train: [
+        float(pretrain.make_schedule(pretrain.Train(**COUNTS | {"steps": 30} | train))(at)) for at in steps
+    ]
+    assert rates([0, 29], schedule="constant") == pytest.approx([2, 2])
+    assert rates([0, 15, 30], schedule="cosine") == pytest.approx([2, 1, 0], abs=1e-6)
+    assert rates([9, 10, 19, 20, 29], schedule="step") == pytest.approx([2, 0.2, 0.2, 0.02, 0.02])
+    warm = {"warmup_steps": 10, "schedule": "cosine"}
+    assert rates([0, 5, 10, 20, 30], **warm) == pytest.approx([0, 1, 2, 1, 0], abs=1e-6)
+
+
+COUNTS = {"steps": 1, "batch_size": 8, "learning_rate": 2.0, "validate_every": 1, "checkpoint_every": 1}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_only_kernels_decay(optimizer):
+    train = pretrain.Train(**COUNTS, optimizer=optimizer, schedule="constant", weight_decay=0.01)
+    update = pretrain.make_optimizer(train, pretrain.make_schedule(train))
+    params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+    changes, _ = update.update(jax.tree.map(jnp.zeros_like, params), update.init(params), params)
+    np.testing.assert_allclose(changes["kernel"], -2.0 * 0.01)
+    np.testing.assert_array_equal(changes["bias"], 0)
+
+
+# --- Configs
+
+
+@pytest.mark.parametrize(
+    ("preset", "policy"),
+    itertools.product(["default", "smoke", "paper"], ["policy_gradient", "uniform"]),
+)
+def test_every_preset_and_policy_is_whole(preset, policy):
+    setup = pretrain.setup_from_config(load(f"{preset},policy={policy}"))
+    assert setup.player_name == policy
+    assert (setup.player.period > 0) == (policy == "policy_gradient")
+    assert setup.permutations.shape == (setup.network.head.num_classes, 9)
+
+
+TYPOS = [
+    ("sed", "config.seed"),
+    ("data.image_sise", "config.data.image_size"),
+    ("jigsaw.tle", "config.jigsaw.tile"),
+    ("permutations.metod", "config.permutations.method"),
+    ("encoder.widht", "config.encoder.width"),
+    ("head.dropuot", "config.head.dropout"),
+    ("selection.periode", "config.selection.period"),
+    ("selection.slice.imags", "config.selection.slice.images"),
+    ("train.stepz", "config.train.steps"),
+    ("validation.batchsize", "config.validation.batch_size"),
+    ("probe.min_entrpy", "config.probe.min_entropy"),
+    ("trian", "config.train"),
+]
+
+
+@pytest.mark.parametrize(("typo", "meant"), TYPOS)
+def test_a_key_that_nobody_reads_names_the_closest(typo, meant):
+    config = load("smoke", **SMALL)
+    with config.unlocked():
+        section, _, key = typo.rpartition(".")
+        (config[section] if section else config)[key] = 1
+    with pytest.raises(InputError) as error:
+        pretrain.setup_from_config(config)
+    assert f"unknown key 'config.{typo}', did you mean {meant!r}?" in str(error.value)
+
+
+def test_an_unknown_split_names_the_closest(atari_tiny_dir):
+    config = load("smoke", **SMALL, **{"data.data_dir": atari_tiny_dir})
+    with config.unlocked():
+        config.data.splits.trian = "train"
+    with pytest.raises(InputError, match="'trian'; did you mean train"):
+        pretrain.open_data(pretrain.setup_from_config(config))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ({"encoder.name": "compct"}, "config.encoder.name 'compct', did you mean 'compact'"),
+        ({"selection.name": "polcy_gradient"}, "did you mean 'policy_gradient'"),
+        ({"precision": "float23"}, "config.precision must be one of 'float32', 'bfloat16'"),
+        ({"train.optimizer": "adam"}, "config.train.optimizer must be one of 'adamw', 'sgd'"),
+        ({"jigsaw.window": (300, 54)}, "config.jigsaw.window=(300, 54) is larger than the images"),
+        ({"jigsaw.tile": (16, 19)}, "config.jigsaw.tile=(16, 19) is larger than a cell"),
+        ({"train.accumulate": 3}, "must be a multiple of config.train.accumulate=3"),
+        ({"train.log_every": 0}, "config.train.log_every must be at least 1"),
+        ({"permutations.num": 0}, "num"),
+    ],
+)
+def test_values_that_cannot_be_are_named(overrides, sentence):
+    with pytest.raises(InputError) as error:
+        make_setup(**overrides)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_batch_must_divide_among_the_devices(atari_tiny_dir):
+    setup = make_setup(**{"train.batch_size": 6, "data.data_dir": atari_tiny_dir})
+    with pytest.raises(InputError, match=r"batch_size=6 must be a multiple of the 4 devices"):
+        pretrain.open_batches(setup, pretrain.open_data(setup))
+
+
+# --- The paper's setting
+
+
+def test_the_papers_network_makes_a_step():
+    setup = pretrain.setup_from_config(load("paper", **{"train.batch_size": 2}))
+    assert (setup.permutations.shape, setup.task.tile) == ((100, 9), (75, 75))
+    state = pretrain.create_state(setup, jax.random.PRNGKey(0))
+    fc6 = state.params["head"]["fc6"]["kernel"]
+    assert fc6.shape == (3 * 3 * 256, 1024)
+    step = jax.jit(functools.partial(pretrain.train_step, setup), donate_argnums=0)
+    state, metrics = step(state, {"image": pictures(2, size=setup.data.image_size)})
+    assert float(metrics["loss"]) == pytest.approx(np.log(100), abs=2)
+    assert np.isfinite(float(metrics["gradient_norm"]))
+    assert state.step == 1
+
+
+def test_the_paper_with_a_thousand_permutations_fits_together():
+    setup = pretrain.setup_from_config(load("paper", **{"permutations.num": 1000}))
+    state = jax.eval_shape(functools.partial(pretrain.create_state, setup), jax.random.PRNGKey(0))
+    assert state.params["head"]["classifier"]["kernel"].shape == (4096, 1000)
+    images = jax.ShapeDtypeStruct((256, *setup.data.image_size, 3), jnp.uint8)
+    after, metrics = jax.eval_shape(functools.partial(pretrain.train_step, setup), state, {"image": images})
+    assert after == state
+    assert metrics["loss"].shape == ()
+    mask = jax.ShapeDtypeStruct((256,), jnp.bool_)
+    look = functools.partial(pretrain.skill_sums, setup, setup.selection_slice)
+    sums = jax.eval_shape(look, state, {"image": images, "mask": mask}, jax.random.key(0))
+    assert {name: values.shape for name, values in sums.items()} == dict.fromkeys(
+        ("correct", "ratio", "count"), (1000,)
+    )
+
+
+def test_tiles_that_are_too_small_for_the_network_are_named():
+    small = {"data.image_size": (120, 120), "jigsaw.window": (96, 96), "jigsaw.tile": (32, 32)}
+    setup = pretrain.setup_from_config(load("paper", **small))
+    with pytest.raises(InputError, match="32 x 32 pixels are too small for CaffeNet"):
+        pretrain.create_state(setup, jax.random.PRNGKey(0))
