@@ -12,18 +12,14 @@ from ssl_jax.runtime.config import parse_arg
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    preset, options = parse_arg(
-        arg, presets=("default", "smoke", "paper"), policy=("policy_gradient", "uniform")
-    )
+    preset, options = parse_arg(arg, presets=("smoke", "paper"), policy=("policy_gradient", "uniform"))
     config = ConfigDict(default())
-    if preset == "smoke":
-        config.update(smoke())
     if preset == "paper":
-        config.update(paper())
-    players = {"uniform": {}, "policy_gradient": policy_gradient(preset)}
-    slice_ = config.selection.slice
-    config.selection = ConfigDict({"name": options.policy, **players[options.policy]})
-    config.selection.slice = slice_
+        config.encoder = ConfigDict()  # other keys than the compact one's
+    config.update({"default": {}, "smoke": smoke(), "paper": paper()}[preset])
+    config.selection.name = options.policy
+    if options.policy == "policy_gradient":
+        config.selection.update(policy_gradient(preset))
     return config
 
 
@@ -77,7 +73,7 @@ def default():
             "channel_shift": 1,
             "normalize": True,
         },
-        "encoder": {"name": "compact", "width": 64, "channels": 8},
+        "encoder": {"name": "compact", "width": 64},
         "head": {"fc6": 64, "fc7": 256, "dropout": 0.0},
         "selection": {"slice": {"images": 256, "batch_size": 64, "permutations_per_image": placeholder(int)}},
         "train": {
@@ -99,6 +95,9 @@ def default():
             "enabled": True,
             "min_entropy": 0.6,
             "weight_decays": (1e-3, 1e-2, 1e-1),
+            "train_frames": 6000,
+            "validation_frames": 1600,
+            "test_frames": 2400,
             "batch_size": 50,
         },
     }

@@ -28,7 +28,7 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> None:
-    """Claims the work directory, then imports and runs the experiment that the config names."""
+    """Imports and runs the experiment that the config names."""
     del argv
     config = _CONFIG.value
     if config is None:
@@ -37,11 +37,10 @@ def main(argv: list[str]) -> None:
     experiments = [module.name for module in pkgutil.iter_modules(ssl_jax.experiments.__path__)]
     config_lib.check_known("experiment", config.get("experiment"), experiments)
     default = config_lib.default_workdir(flags.FLAGS["config"].config_filename)
-    workdir = config_lib.claim_workdir(_WORKDIR.value or default, config)
     # Imported only now: jax takes seconds to start, and a mistyped flag should not wait for it.
     experiment = importlib.import_module(f"ssl_jax.experiments.{config.experiment}")
     try:
-        experiment.run(config, workdir)
+        experiment.run(config, _WORKDIR.value or default)
     except KeyboardInterrupt:
         command = shlex.join(["python", "-m", "ssl_jax.main", *sys.argv[1:]])
         print(f"\ninterrupted; to go on from the last checkpoint: {command}", file=sys.stderr)

@@ -52,9 +52,3 @@ def test_an_unknown_part_names_the_closest(tmp_path):
     done = benchmark(tmp_path, "--only=setp")
     assert (done.returncode, done.stdout) == (2, "")
     assert "unknown part 'setp', did you mean 'step'?" in done.stderr
-
-
-def test_parts_that_need_missing_data_are_left_out(tmp_path):
-    done = benchmark(tmp_path, "--only=data", "--seconds=0.1", "--config.data.name=cifar10")
-    assert done.returncode == 0, done.stderr
-    assert "data: left out, cifar10 is not prepared" in done.stdout

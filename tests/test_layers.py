@@ -19,7 +19,8 @@ def values_and_gradients(function, form, *args):
     @jax.jit
     def both(*args):
         y, pullback = jax.vjp(lambda *args: function(*args, form=form), *args)
-        return y, *pullback(jax.random.normal(jax.random.key(9), y.shape, y.dtype))
+        weights = np.random.default_rng(9).normal(size=y.shape)
+        return y, *pullback(jnp.asarray(weights, y.dtype))
 
     return both(*args)
 
@@ -35,9 +36,9 @@ def assert_forms_agree(function, *args, tolerance):
 
 
 def random_conv(num, height, width, channels, features, window, groups):
-    x_key, kernel_key = jax.random.split(jax.random.key(0))
-    x = jax.random.normal(x_key, (num, height, width, channels))
-    return x, jax.random.normal(kernel_key, (window, window, channels // groups, features))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(num, height, width, channels))
+    return np.float32(x), np.float32(rng.normal(size=(window, window, channels // groups, features)))
 
 
 def naive_conv(x, kernel, stride, padding, groups):
@@ -114,9 +115,9 @@ def test_conv_computes_no_gradient_that_nobody_reads():
 
 
 def test_conv_module_keeps_parameters_in_float32():
-    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
+    x, _ = random_conv(2, 8, 8, 4, 6, 3, 2)
     module = layers.Conv(6, 3, padding=1, groups=2, dtype=jnp.bfloat16)
-    y, variables = module.init_with_output(jax.random.key(1), x)
+    y, variables = jax.jit(module.init_with_output)(jax.random.key(1), x)
     params = variables["params"]
     assert y.dtype == jnp.bfloat16
     assert jax.tree.map(jnp.shape, params) == {"kernel": (3, 3, 2, 6), "bias": (6,)}
@@ -154,7 +155,7 @@ def test_a_batch_split_among_devices_is_never_gathered(name, form):
     assert not re.findall(r"all-gather|all-to-all|collective-permute", program.as_text())
     expected = gradient(kernel, x)
     actual = program(jax.device_put(kernel, everywhere), jax.device_put(x, split))
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert np.linalg.norm(actual - expected) < 1e-3 * np.linalg.norm(expected)
 
 
 # --- Pooling
@@ -165,7 +166,7 @@ def test_a_batch_split_among_devices_is_never_gathered(name, form):
     [(9, 8, 3, 2), (5, 7, 2, 2), (6, 6, 3, 1), (11, 8, 2, 3), (9, 10, 4, 3)],
 )
 def test_forms_of_max_pool_agree_even_where_maxima_are_equal(height, width, window, stride):
-    x = jax.random.randint(jax.random.key(0), (2, height, width, 3), -2, 3).astype(jnp.float32)
+    x = np.float32(np.random.default_rng(0).integers(-2, 3, size=(2, height, width, 3)))
     pool = lambda x, form: layers.max_pool(x, window, stride, form=form)
     assert_forms_agree(pool, x, tolerance=1e-6)
 
@@ -198,7 +199,7 @@ def test_local_response_norm_is_that_of_caffe(size, alpha, beta, k, form):
 
 
 def test_forms_of_local_response_norm_agree():
-    x = 30 * jax.random.normal(jax.random.key(0), (2, 4, 4, 96))
+    x = np.float32(30 * np.random.default_rng(0).normal(size=(2, 4, 4, 96)))
     assert_forms_agree(layers.local_response_norm, x, tolerance=1e-6)
 
 

@@ -106,6 +106,12 @@ def test_policy_moves_towards_what_was_drawn_when_the_reward_was_good():
         assert np.sign(after - before) == direction
 
 
+def test_the_first_policy_is_uniform_over_permutations_whatever_the_sizes_of_the_groups():
+    player = policy_gradient.make(num_permutations=6, period=1, num_groups=3)
+    state = player.init(KEY).replace(group=jnp.array([0, 1, 1, 1, 1, 2]))
+    np.testing.assert_allclose(player.probability(state), np.full(6, 1 / 6), atol=1e-6)
+
+
 def test_an_empty_group_is_never_drawn():
     player = policy_gradient.make(num_permutations=6, period=1, num_groups=3)
     state = player.init(KEY)

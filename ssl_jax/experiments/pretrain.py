@@ -9,6 +9,7 @@ the network does under each permutation on a held-out slice of the training data
 import contextlib
 import dataclasses
 import functools
+import json
 import math
 import shlex
 import sys
@@ -40,6 +41,7 @@ from ssl_jax.runtime.interruption import StopSignal
 from ssl_jax.selection import PLAYERS, Evaluation, Player, group_permutations
 
 Metrics = dict[str, jax.Array]
+RESULTS_FILE = "results.json"
 VALIDATION_GROUPS = 10  # groups of permutations whose worst is reported
 
 
@@ -78,6 +80,14 @@ class Data:
     workers: int = 0
     threads: int = 2
     prefetch: int = 4
+
+    def __post_init__(self):
+        for split in self.splits:
+            config_lib.check_known(
+                "key",
+                f"config.data.splits.{split}",
+                [f"config.data.splits.{known}" for known in sources.SPLITS],
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,10 +159,15 @@ class Probe(state_probe.Protocol):
 
     Attributes:
       enabled: whether it is made.
+      train_frames, validation_frames, test_frames: how many of all games are used, spread evenly over
+        the split; None: all.
       batch_size: frames per call of the encoder.
     """
 
     enabled: bool = True
+    train_frames: int | None = None
+    validation_frames: int | None = None
+    test_frames: int | None = None
     batch_size: int = 50
 
 
@@ -208,6 +223,13 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
     selection = dict(sections["selection"])
     selection_slice = Skill(**config_lib.unpack(selection.pop("slice", {}), Skill, path="selection.slice"))
     player, player_options = _choose(selection, PLAYERS, "selection", ignore=("num_permutations",))
+    validation = Skill(**section("validation", Skill))
+    for path, skill in (("selection.slice", selection_slice), ("validation", validation)):
+        if skill.batch_size * (skill.permutations_per_image or len(orders)) < len(orders):
+            raise InputError(
+                f"config.{path}.permutations_per_image={skill.permutations_per_image} times its batch_size="
+                f"{skill.batch_size} must be at least the {len(orders)} permutations, or some have no answer."
+            )
     train = Train(**section("train", Train))
     schedule = make_schedule(train)
     return Setup(
@@ -222,7 +244,7 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         train=train,
         optimizer=make_optimizer(train, schedule),
         schedule=schedule,
-        validation=Skill(**section("validation", Skill)),
+        validation=validation,
         probe=Probe(**section("probe", Probe)),
     )
 
@@ -467,16 +489,22 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
       SystemExit: the run was told to stop (SIGTERM, Ctrl-C), and has saved what it had.
     """
     setup = setup_from_config(config)
+    workdir = config_lib.claim_workdir(workdir, config)
     mesh_lib.setup_compilation_cache()
     mesh = mesh_lib.make()
     state = mesh_lib.replicate(create_state(setup, jax.random.PRNGKey(setup.seed)), mesh)
     data = open_data(setup)
-    workdir = config_lib.claim_workdir(workdir, config)
     checkpoints = Checkpoints(
         workdir / "checkpoints", keep=setup.train.keep_checkpoints, best_metric="val/accuracy"
     )
-    batches = open_batches(setup, data)
     restored = checkpoints.restore(state)
+    finished = workdir / RESULTS_FILE
+    if restored is not None and restored[0] == setup.train.steps and finished.exists():
+        logging.info("%s holds the results of a finished run.", workdir)
+        checkpoints.close()
+        console.print_results(workdir)
+        return json.loads(finished.read_text())
+    batches = open_batches(setup, data)
     seconds = {}
     if restored is not None:
         step, state, saved = restored
@@ -578,11 +606,13 @@ def train(setup: Setup, around: Surroundings, state: State) -> State:
                 ledger.write(step, held_out)
                 progress.update(step, {"val": held_out["val/accuracy"]})
                 save(around, step, state, held_out)
-            elif due(setup.train.checkpoint_every) or stop.received:
+            elif due(setup.train.checkpoint_every):
                 ledger.close_page()
                 save(around, step, state, {})
             progress.update(step)
     if stop.received and step < last:
+        ledger.close_page()
+        save(around, step, state, {})
         around.checkpoints.wait()
         command = shlex.join(["python", *sys.orig_argv[1:]])
         print(f"Stopped at step {step} and saved; to go on: {command}", file=sys.stderr)
@@ -620,6 +650,7 @@ class Ledger:
         values = {f"train/{name}": float(value) for name, value in scalars.items()}
         for name, value in values.items():
             if not math.isfinite(value):
+                self._around.checkpoints.wait()
                 good = self._around.checkpoints.latest_step
                 saved = (
                     "there is no checkpoint"
@@ -653,13 +684,15 @@ class Ledger:
 def skill_meter(setup: Setup, around: Surroundings, split: str) -> SkillMeter:
     """The meter of the selection slice, or of the validation split."""
     skill = setup.selection_slice if split == "selection" else setup.validation
+    # Counted apart from the training pictures: a run that resumes reads its slices again.
+    skipped = pipeline.Skipped(setup.data.max_bad_share)
     batches = pipeline.evaluation_batches(
         around.data.open(split),
         batch_size=skill.batch_size // jax.process_count(),
         image_size=setup.data.image_size,
         min_size=setup.data.min_size,
         limit=skill.images,
-        skipped=around.batches.skipped,
+        skipped=skipped,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -667,6 +700,7 @@ def skill_meter(setup: Setup, around: Surroundings, split: str) -> SkillMeter:
         mesh_lib.shard_batch({name: batch[name] for name in ("image", "mask")}, around.mesh)
         for batch in batches
     ]
+    around.batches.skipped.causes.update(skipped.causes)
     return SkillMeter(setup, skill, on_device)
 
 
@@ -738,7 +772,7 @@ def judge(setup: Setup, around: Surroundings, state: State, config) -> dict[str,
     if probe:
         results["probe"] = probe
     if jax.process_index() == 0:
-        metrics_lib.write_json(around.workdir / "results.json", results)
+        metrics_lib.write_json(around.workdir / RESULTS_FILE, results)
         page.build(around.workdir)
         console.print_results(around.workdir)
     return results
@@ -758,6 +792,7 @@ def probe_states(setup: Setup, data: sources.Sources, states: Mapping[str, State
             batch_size=protocol.batch_size,
             image_size=setup.data.image_size,
             min_size=setup.data.min_size,
+            limit=getattr(protocol, f"{split}_frames"),
         )
         for split in ("train", "validation", "test")
     }
@@ -807,18 +842,18 @@ def first_kernel(params) -> jax.Array:
 def feature_function(setup: Setup, state: State) -> state_probe.FeatureFunction:
     """Frames uint8 [N, H, W, 3] -> float32 [N, D]: what the frozen encoder makes of whole frames.
 
-    A frame is covered by tiles of the size the encoder was trained on; the maps of each are averaged
-    over their pixels, and those of all tiles are laid side by side.
+    A frame is covered by tiles of the size the encoder was trained on; the maximum of each channel over
+    the pixels of a tile's map is kept, and those of all tiles are laid side by side.
     """
 
     @jax.jit
-    def encode(images):
+    def encode(variables, images):
         tiles = setup.task.scale(jigsaw.cover(images.astype(jnp.float32) / 255, setup.task.tile))
         maps = setup.network.apply(
-            {"params": state.params, "batch_stats": state.batch_stats},
+            variables,
             tiles.reshape(-1, *tiles.shape[2:]),
             method=lambda network, tiles: network.encoder(tiles, train=False),
         )
-        return maps.mean((1, 2)).reshape(images.shape[0], -1).astype(jnp.float32)
+        return maps.max((1, 2)).reshape(images.shape[0], -1).astype(jnp.float32)
 
-    return encode
+    return functools.partial(encode, {"params": state.params, "batch_stats": state.batch_stats})

@@ -10,24 +10,19 @@ from ssl_jax.networks.layers import Conv
 
 
 class Compact(nn.Module):
-    """Three strided convolutions with ReLU, 32 x 32 x 3 -> 4 x 4 x channels.
-
-    The last layer is narrow, so that a whole Atari frame covered by 32-pixel tiles becomes some 300
-    averaged features: as many as the 256 of the encoders of Anand et al. 2019, whose probe judges it.
+    """Three strided convolutions with ReLU, 32 x 32 x 3 -> 4 x 4 x width.
 
     Attributes:
-      width: channels of the second layer; the first has half as many.
-      channels: channels of the last layer.
+      width: channels of the last two layers; the first has half as many.
       dtype: of the computation; parameters are float32.
     """
 
     width: int = 64
-    channels: int = 8
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Float [N, h, w, 3] -> [N, h / 8, w / 8, channels]."""
+        """Float [N, h, w, 3] -> [N, h / 8, w / 8, width]."""
         del train
         conv = lambda name, features, window: Conv(
             features,
@@ -40,4 +35,4 @@ class Compact(nn.Module):
         )
         x = nn.relu(conv("conv1", self.width // 2, 4)(x.astype(self.dtype)))
         x = nn.relu(conv("conv2", self.width, 4)(x))
-        return nn.relu(conv("conv3", self.channels, 3)(x))
+        return nn.relu(conv("conv3", self.width, 3)(x))

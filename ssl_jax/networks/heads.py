@@ -28,7 +28,7 @@ ANSWERS_PER_STEP = 4096  # (image, permutation) pairs whose fc7 and logits are i
 class JigsawHead(nn.Module):
     """fc6 per tile, the stacked fc7, and a classifier over the permutation set.
 
-    Kernels before a ReLU start He normal, the classifier's LeCun normal; biases start at zero.
+    Kernels before a ReLU start He normal. The classifier starts at zero, and the loss at log(classes).
 
     Attributes:
       num_classes: size of the permutation set.
@@ -44,11 +44,14 @@ class JigsawHead(nn.Module):
     dropout: float = 0.5
     dtype: Any = jnp.float32
 
-    def setup(self):  # noqa: D102
+    def setup(self) -> None:
+        """Names the layers; in the parameters they are fc6, fc7 and classifier."""
         he_normal = nn.initializers.he_normal()
         self.fc6_layer = nn.Dense(self.fc6, dtype=self.dtype, kernel_init=he_normal, name="fc6")
         self.fc7_layer = nn.Dense(self.fc7, dtype=self.dtype, kernel_init=he_normal, name="fc7")
-        self.classifier = nn.Dense(self.num_classes, dtype=self.dtype, name="classifier")
+        self.classifier = nn.Dense(
+            self.num_classes, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="classifier"
+        )
         self.drop = nn.Dropout(self.dropout)
 
     def tile_features(self, maps: jax.Array, *, train: bool) -> jax.Array:
@@ -90,7 +93,7 @@ class JigsawHead(nn.Module):
         def step(inputs):
             features, index = inputs
             logits = self._answer(features, permutations, index)
-            right = index[..., None] == jnp.arange(self.num_classes)
+            right = index[..., None] == jnp.arange(self.num_classes)[None, None, None]
             others = jnp.where(right, -jnp.inf, logits).max(-1)
             return jnp.take_along_axis(logits, index[..., None], -1)[..., 0] - others
 
@@ -100,21 +103,21 @@ class JigsawHead(nn.Module):
 
     def _answer(self, features, permutations, index):
         """Logits [s, n, K, classes] for features [s, n, m, fc6] and rows [s, n, K] of permutations."""
-        tiles = features.shape[-2]
-        fc7, classifier = (
-            jax.tree.map(lambda leaf: leaf.astype(self.dtype), layer.variables["params"])
-            for layer in (self.fc7_layer, self.classifier)
-        )
-        kernel = fc7["kernel"].reshape(tiles, -1, self.fc7)
-        partial = jnp.einsum("snjd,ide->snjie", features, kernel)
+        tiles = features.shape[2]
+        kernel, bias = self._weights(self.fc7_layer)
+        partial = jnp.einsum("snjd,ide->snjie", features, kernel.reshape(tiles, -1, self.fc7))
         partial = partial.reshape(*features.shape[:2], tiles * tiles, self.fc7)
-        # Row p has a one where tile j is at position i: a product is faster than gathering the terms.
+        # Row p has a one where tile j is at position i. A product with it is faster than gathering.
         shown = permutations[:, None, :] == jnp.arange(tiles)[None, :, None]
-        shown = shown.reshape(len(permutations), tiles * tiles).astype(self.dtype)[index]
-        hidden = nn.relu(jnp.einsum("snkq,snqe->snke", shown, partial) + fc7["bias"])
-        return (jnp.einsum("snke,ec->snkc", hidden, classifier["kernel"]) + classifier["bias"]).astype(
-            jnp.float32
-        )
+        shown = shown.reshape(len(permutations), tiles * tiles).astype(self.dtype)
+        hidden = nn.relu(jnp.einsum("snkq,snqe->snke", shown[index], partial) + bias)
+        kernel, bias = self._weights(self.classifier)
+        return (jnp.einsum("snke,ec->snkc", hidden, kernel) + bias).astype(jnp.float32)
+
+    def _weights(self, layer):
+        """Kernel, and bias with the axes of answers, in the dtype of the computation."""
+        params = layer.variables["params"]
+        return params["kernel"].astype(self.dtype), params["bias"].astype(self.dtype)[None, None, None]
 
 
 class PuzzleNetwork(nn.Module):

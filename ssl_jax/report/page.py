@@ -410,9 +410,9 @@ def _probe(run: Run) -> Iterator[str]:
         return
     yield (
         "<p>How well a linear classifier reads each variable of the game's memory from the frozen "
-        "encoder, as macro F1 averaged over variables; higher is better. <i>Random</i> is the same "
-        "encoder with its weights as initialised, <i>majority</i> always answers the most frequent "
-        "value. The last column is trained minus random.</p>"
+        "encoder, as F1: weighted over a variable's values, averaged over variables, categories and "
+        "games; higher is better. <i>Random</i> is the same encoder with its weights as initialised, "
+        "<i>majority</i> always answers the most frequent value. The last column is trained minus random.</p>"
     )
     for by, head in (("by_category", "category"), ("by_game", "game")):
         table = probe_table(run, by)

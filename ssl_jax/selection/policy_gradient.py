@@ -22,7 +22,8 @@ from ssl_jax.selection.state import Evaluation, Player, group_permutations, sort
 class PolicyNetwork(nn.Module):
     """Two layers from the sorted state [2 P] to the logits of the groups [K].
 
-    The last layer starts at zero: the first policy is uniform over groups.
+    They are added to the logarithms of the groups' sizes, and the last layer starts at zero: the first
+    policy is uniform over permutations.
     """
 
     num_groups: int
@@ -105,7 +106,10 @@ def make(
 
     def group_log_probability(params, rows, group):
         size = jnp.zeros((num_groups,)).at[group].add(1)
-        logits = jnp.where(size > 0, network.apply(params, rows), -1e9)  # empty groups: never
+        # A group starts with its share of the set. Equal shares for all groups would draw the members of
+        # small ones tens of times as often, and the solver would learn to guess them.
+        prior = jnp.where(size > 0, jnp.log(jnp.maximum(size, 1)), -1e9)  # empty groups: never
+        logits = network.apply(params, rows) + prior
         return jax.nn.log_softmax(logits), size
 
     def log_probability(state):

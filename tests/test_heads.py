@@ -1,0 +1,231 @@
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ssl_jax.networks import heads
+from ssl_jax.networks.caffenet import CaffeNet
+from ssl_jax.networks.heads import JigsawHead, PuzzleNetwork
+
+TILES, IMAGES, CLASSES = 9, 12, 100
+
+
+class Encoder(nn.Module):
+    """As small as an encoder can be, with statistics of the batch."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.Conv(4, (2, 2), (2, 2))(x)
+        return nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+
+
+@pytest.fixture(scope="module")
+def network():
+    return PuzzleNetwork(Encoder(), JigsawHead(CLASSES, fc6=8, fc7=16))
+
+
+@pytest.fixture(scope="module")
+def tiles():
+    rng = np.random.default_rng(0)
+    return np.float32(rng.normal(size=(IMAGES, TILES, 4, 4, 3)))
+
+
+@pytest.fixture(scope="module")
+def permutations():
+    rng = np.random.default_rng(1)
+    return np.stack([rng.permutation(TILES) for _ in range(CLASSES)]).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def variables(network, tiles):
+    variables = jax.jit(network.init, static_argnames="train")(jax.random.key(0), tiles, train=False)
+    return jax.tree.map(lambda leaf: leaf + 0.1 * (leaf.ndim == 1), variables)  # biases not zero
+
+
+@pytest.fixture(scope="module")
+def naive_logits(network, variables, tiles, permutations):
+    """[B, P, classes]: every image is shuffled, encoded and classified under every permutation."""
+    answer = jax.jit(lambda tiles: network.apply(variables, tiles, train=False))
+    return np.stack([answer(tiles[:, permutation]) for permutation in permutations], axis=1)
+
+
+def naive_sums(logits, mask, answered):
+    """Sums over images, by their definition; `answered` [B, P] says who answers what."""
+    sums = {name: np.zeros(CLASSES) for name in ("correct", "ratio", "count")}
+    for n, p in np.argwhere(answered & mask[:, None]):
+        probability = np.exp(logits[n, p]) / np.exp(logits[n, p]).sum()
+        other = np.delete(probability, p).max()
+        sums["correct"][p] += probability[p] > other
+        sums["ratio"][p] += probability[p] / other
+        sums["count"][p] += 1
+    return sums
+
+
+def statistics(network, variables, tiles, permutations, **kwargs):
+    apply = lambda tiles: network.apply(
+        variables, tiles, permutations, method="permutation_statistics", **kwargs
+    )
+    return jax.jit(apply)(tiles)
+
+
+def assert_sums_equal(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(actual[name], expected[name], rtol=1e-4, err_msg=name)
+
+
+def test_logits_of_all_permutations_equal_those_of_shuffled_tiles(
+    network, variables, tiles, permutations, naive_logits
+):
+    features = network.apply(variables, tiles, train=False, method="tile_features")
+    assert features.shape == (IMAGES, TILES, 8)
+    logits = network.apply(
+        variables,
+        features,
+        permutations,
+        method=lambda network, *args: network.head.permutation_logits(*args),
+    )
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, naive_logits, rtol=1e-4, atol=1e-4)
+
+
+def test_statistics_equal_the_naive_evaluation(
+    network, variables, tiles, permutations, naive_logits, monkeypatch
+):
+    monkeypatch.setattr(heads, "ANSWERS_PER_STEP", 100)  # one image of each shard at a time
+    mask = np.arange(IMAGES) != 3
+    actual = statistics(network, variables, tiles, permutations, mask=mask)
+    assert_sums_equal(actual, naive_sums(naive_logits, mask, np.ones((IMAGES, CLASSES), bool)))
+    assert 0 < actual["correct"].sum() < 11 * CLASSES
+    np.testing.assert_array_equal(actual["count"], 11)
+
+
+@pytest.mark.parametrize(("images", "each"), [(12, 7), (5, 30), (12, 100), (12, 1000)])
+def test_every_image_answers_its_block_of_permutations(
+    network, variables, tiles, permutations, naive_logits, images, each
+):
+    answered = np.zeros((images, CLASSES), bool)
+    for n in range(images):
+        answered[n, (n * each + np.arange(min(each, CLASSES))) % CLASSES] = True
+    mask = np.arange(images) > 0
+    actual = statistics(
+        network, variables, tiles[:images], permutations, mask=mask, permutations_per_image=each
+    )
+    assert_sums_equal(actual, naive_sums(naive_logits[:images], mask, answered))
+
+
+def test_blocks_answer_every_permutation_equally_often(network, variables, tiles, permutations):
+    mask = np.ones(10, bool)
+    sums = statistics(network, variables, tiles[:10], permutations, mask=mask, permutations_per_image=30)
+    np.testing.assert_array_equal(sums["count"], 10 * 30 / CLASSES)
+
+
+def test_what_is_masked_may_be_anything(network, variables, tiles, permutations):
+    mask = np.arange(IMAGES) < 4
+    garbage = np.where(mask[:, None, None, None, None], tiles, np.nan)
+    actual = statistics(network, variables, garbage, permutations, mask=mask)
+    expected = statistics(network, variables, tiles, permutations, mask=mask)
+    assert_sums_equal(actual, {name: np.asarray(value) for name, value in expected.items()})
+
+
+def test_a_ratio_stays_finite(network, variables, tiles, permutations):
+    sure = jax.tree.map(lambda leaf: 1000 * leaf, variables)
+    sums = statistics(network, sure, tiles, permutations, mask=np.ones(IMAGES, bool))
+    assert sums["ratio"].max() <= IMAGES * np.exp(20.001)
+    assert sums["ratio"].max() >= np.exp(19.999)
+
+
+def test_images_split_among_devices_are_never_gathered(network, variables, tiles, permutations):
+    mesh = Mesh(np.asarray(jax.devices()), ("data",))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    apply = lambda variables, tiles, mask: network.apply(
+        variables, tiles, permutations, mask=mask, method="permutation_statistics"
+    )
+    mask = np.ones(IMAGES, bool)
+    everywhere = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+    args = (everywhere, jax.device_put(tiles, split), jax.device_put(mask, split))
+    program = jax.jit(apply).lower(*args).compile()
+    assert not re.findall(r"all-gather|all-to-all|collective-permute", program.as_text())
+    expected = statistics(network, variables, tiles, permutations, mask=mask)
+    assert_sums_equal(program(*args), {name: np.asarray(value) for name, value in expected.items()})
+
+
+def test_all_answers_never_exist_at_once(permutations):
+    """At paper size, logits of all pairs would be 256 x 1000 x 1000 numbers, fc7 of them 4 times that."""
+    head = JigsawHead(1000)
+    features = jax.ShapeDtypeStruct((256, TILES, 1024), jnp.float32)
+    variables = jax.eval_shape(
+        lambda key: head.init(key, jnp.zeros((1, TILES, 1024)), train=False, method="classify"),
+        jax.random.key(0),
+    )
+    index = jax.ShapeDtypeStruct((256, 1000), jnp.int32)
+    orders = jnp.asarray(np.tile(permutations, (10, 1)))
+    margins = jax.make_jaxpr(
+        lambda *args: head.apply(*args[:2], orders, args[2], method="permutation_margins")
+    )(variables, features, index)
+
+    def sizes(jaxpr):
+        for equation in jaxpr.eqns:
+            yield from (var.aval.size for var in equation.outvars)
+            for inner in jax.core.jaxprs_in_params(equation.params):
+                yield from sizes(inner)
+
+    at_once = heads.ANSWERS_PER_STEP * jax.device_count()  # on every device together
+    assert max(sizes(margins.jaxpr)) <= max(at_once * 4096, 9 * 1024 * 4096)
+    assert margins.out_avals[0].shape == (256, 1000)
+
+
+def test_gradients_dropout_and_batch_statistics(network, variables, tiles):
+    @jax.jit
+    def train(key):
+        def loss(params):
+            logits, updated = network.apply(
+                {**variables, "params": params},
+                tiles,
+                train=True,
+                rngs={"dropout": key},
+                mutable=["batch_stats"],
+            )
+            return (logits**2).mean(), (logits, updated)
+
+        return jax.grad(loss, has_aux=True)(variables["params"])
+
+    gradients, (logits, updated) = train(jax.random.key(0))
+    assert all((np.abs(leaf) > 0).any() for leaf in jax.tree.leaves(gradients))
+    np.testing.assert_array_equal(logits, train(jax.random.key(0))[1][0])
+    assert (logits != train(jax.random.key(1))[1][0]).any()
+    before, after = variables["batch_stats"]["encoder"], updated["batch_stats"]["encoder"]
+    assert (before["BatchNorm_0"]["mean"] != after["BatchNorm_0"]["mean"]).any()
+
+
+def test_paper_size_has_the_layers_of_the_context_free_network():
+    network = PuzzleNetwork(CaffeNet(), JigsawHead(100))
+    tiles = jnp.zeros((2, 9, 75, 75, 3))
+    logits, variables = jax.eval_shape(
+        lambda key: network.init_with_output(key, tiles, train=False), jax.random.key(0)
+    )
+    head = variables["params"]["head"]
+    assert logits.shape == (2, 100)
+    assert {name: layer["kernel"].shape for name, layer in head.items()} == {
+        "fc6": (256 * 3 * 3, 1024),
+        "fc7": (9 * 1024, 4096),
+        "classifier": (4096, 100),
+    }
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == 42_856_932
+
+
+def test_bfloat16_is_for_computing_only(tiles):
+    network = PuzzleNetwork(Encoder(), JigsawHead(CLASSES, fc6=8, fc7=16, dtype=jnp.bfloat16))
+    logits, variables = jax.eval_shape(
+        lambda key: network.init_with_output(key, tiles, train=False), jax.random.key(0)
+    )
+    features = jax.eval_shape(
+        lambda variables: network.apply(variables, tiles, train=False, method="tile_features"), variables
+    )
+    assert features.dtype == jnp.bfloat16
+    assert logits.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
