@@ -31,10 +31,12 @@ import time
 
 import absl.logging
 
+from ssl_jax.runtime.config import claim_workdir
 from ssl_jax.runtime.errors import InputError
 
 
 def run(config, workdir):
+    claim_workdir(workdir, config)
     absl.logging.info("noise that nobody asked for")
     print("steps", config.train.steps, "in", workdir, flush=True)
     if config.mode == "bad":

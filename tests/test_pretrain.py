@@ -261,13 +261,14 @@ def test_steps_learn_what_the_meter_measures():
     """Left is red and right is blue: after a few steps both orders are told apart, held out too."""
     setup = make_setup(
         **{
-            "selection.period": 40,
+            "selection.period": 200,
             "selection.num_groups": 2,
             "jigsaw.grid": (1, 2),
             "jigsaw.normalize": False,
             "permutations.num": 2,
             "permutations.include_identity": True,
-            "train.learning_rate": 0.05,
+            "train.learning_rate": 0.01,
+            "train.steps": 150,
         },
     )
     images = pictures(2 * BATCH) // 2
@@ -277,7 +278,7 @@ def test_steps_learn_what_the_meter_measures():
     meter = pretrain.SkillMeter(setup, setup.validation, [batch])
     step = jax.jit(functools.partial(pretrain.train_step, setup))
     state = pretrain.create_state(setup, jax.random.PRNGKey(0))
-    for _ in range(40):
+    for _ in range(setup.train.steps):
         state, metrics = step(state, {"image": images[:BATCH]})
     assert metrics["accuracy"] == 1
     np.testing.assert_array_equal(meter(state).accuracy, [1, 1])
@@ -351,12 +352,12 @@ def test_a_key_that_nobody_reads_names_the_closest(typo, meant):
     assert f"unknown key 'config.{typo}', did you mean {meant!r}?" in str(error.value)
 
 
-def test_an_unknown_split_names_the_closest(atari_tiny_dir):
-    config = load("smoke", **SMALL, **{"data.data_dir": atari_tiny_dir})
+def test_an_unknown_split_names_the_closest():
+    config = load("smoke", **SMALL)
     with config.unlocked():
         config.data.splits.trian = "train"
-    with pytest.raises(InputError, match="'trian'; did you mean train"):
-        pretrain.open_data(pretrain.setup_from_config(config))
+    with pytest.raises(InputError, match="did you mean 'config.data.splits.train'"):
+        pretrain.setup_from_config(config)
 
 
 @pytest.mark.parametrize(
@@ -399,7 +400,7 @@ def test_the_papers_network_makes_a_step():
     # Smooth, as photographs are; features of noise are several times as large.
     images = jax.image.resize(pictures(2, size=(8, 8)).astype(np.float32), (2, 256, 256, 3), "linear")
     state, metrics = step(state, {"image": images.astype(jnp.uint8)})
-    assert np.log(100) / 3 < float(metrics["loss"]) < 4 * np.log(100)
+    np.testing.assert_allclose(metrics["loss"], np.log(100), rtol=1e-4)  # the classifier starts at zero
     assert np.isfinite(float(metrics["gradient_norm"]))
     assert state.step == 1
 

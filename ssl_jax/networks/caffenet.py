@@ -64,10 +64,10 @@ class CaffeNet(nn.Module):
         x = self._conv(x, "conv1", 96, 11, stride=self.stride)
         if layer == "conv1":
             return nn.relu(x)
-        x = self._conv(self._normalize(self._relu_pool(x)), "conv2", 256, 5, padding=2, groups=2)
+        x = self._conv(local_response_norm(self._relu_pool(x)), "conv2", 256, 5, padding=2, groups=2)
         if layer == "conv2":
             return nn.relu(x)
-        x = nn.relu(self._conv(self._normalize(self._relu_pool(x)), "conv3", 384, 3, padding=1))
+        x = nn.relu(self._conv(local_response_norm(self._relu_pool(x)), "conv3", 384, 3, padding=1))
         if layer == "conv3":
             return x
         x = nn.relu(self._conv(x, "conv4", 384, 3, padding=1, groups=2))
@@ -82,6 +82,3 @@ class CaffeNet(nn.Module):
     def _relu_pool(self, x):
         """ReLU, then pooling. The two commute, and this way ReLU has a quarter of the work."""
         return nn.relu(max_pool(x, 3, 2, form=self.form))
-
-    def _normalize(self, x):
-        return local_response_norm(x, size=5, alpha=1e-4, beta=0.75, form=self.form)

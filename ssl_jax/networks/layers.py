@@ -1,4 +1,4 @@
-"""Convolution, max pooling and local response normalisation, each in two forms with the same answers.
+"""Convolution and max pooling, each in two forms with the same answers; local response normalisation.
 
 The *plain* form is what XLA offers, and the right one on GPU and TPU. The *cpu* form is for XLA's CPU
 backend, where grouped convolutions, gradients of convolutions and select-and-scatter are slow. Both
@@ -281,7 +281,7 @@ def _patches(x, window, stride):
 def max_pool(x: jax.Array, window: int = 3, stride: int = 2, *, form: Form = "auto") -> jax.Array:
     """Maxima of windows inside the map: [N, h, w, c] -> [N, (h - window) // stride + 1, ..., c].
 
-    The gradient goes to the first of equal maxima in both forms, row by row.
+    The gradient goes to the first of equal maxima in both forms, row by row. Windows of 11 x 11 at most.
     """
     if fast_on_cpu(form):
         return _strided_max(window, stride, x)
@@ -341,29 +341,23 @@ _strided_max.defvjp(_strided_max_forward, _strided_max_backward)
 
 
 def local_response_norm(
-    x: jax.Array,
-    size: int = 5,
-    alpha: float = 1e-4,
-    beta: float = 0.75,
-    k: float = 1.0,
-    *,
-    form: Form = "auto",
+    x: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
 ) -> jax.Array:
     """x / (k + alpha / size * (sum of squares over `size` channels around)) ** beta, float [..., c].
 
-    Across channels, `size` odd, alpha divided by the size, as in Caffe and PyTorch (Krizhevsky et al. 2012,
-    Sec. 3.3, has it undivided).
+    As in Caffe and PyTorch, alpha is divided by the size (Krizhevsky et al. 2012, Sec. 3.3, do not).
+    One form for all backends.
+
+    Args:
+      x: channels last.
+      size: channels of a neighbourhood, odd.
+      alpha: of the squares.
+      beta: the power.
+      k: of a channel in a silent neighbourhood.
     """
-    if not fast_on_cpu(form):
-        windows = (1,) * (x.ndim - 1) + (size,)
-        squares = lax.reduce_window(x * x, 0.0, lax.add, windows, (1,) * x.ndim, "SAME")
-        return x * (k + alpha / size * squares) ** -beta
-    # A product with a band matrix: XLA would compute shifted sums, and far more so their gradients,
-    # once for each of the shifts.
-    channel = np.arange(x.shape[-1])
-    band = np.abs(channel[:, None] - channel[None, :]) <= size // 2
-    denominator = k + jnp.dot(x * x, jnp.asarray(alpha / size * band, x.dtype))
-    if beta == 0.75:  # powers are slow, square roots are not
+    windows, strides = (1,) * (x.ndim - 1) + (size,), (1,) * x.ndim
+    denominator = k + alpha / size * lax.reduce_window(x * x, 0.0, lax.add, windows, strides, "SAME")
+    if beta == 0.75:  # square roots cost less than powers
         root = lax.rsqrt(denominator)
         return x * (root * jnp.sqrt(root))
     return x * denominator**-beta
