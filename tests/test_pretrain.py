@@ -356,7 +356,7 @@ def test_an_unknown_split_names_the_closest():
     config = load("smoke", **SMALL)
     with config.unlocked():
         config.data.splits.trian = "train"
-    with pytest.raises(InputError, match="did you mean 'config.data.splits.train'"):
+    with pytest.raises(InputError, match=r"did you mean .config\.data\.splits\.train"):
         pretrain.setup_from_config(config)
 
 
