@@ -26,7 +26,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 def policy_gradient(preset):
     """The paper's player; everything but the period is ours, the paper does not give it."""
     return {
-        "period": {"default": 25, "smoke": 4, "paper": 500}[preset],
+        "period": {"default": 32, "smoke": 4, "paper": 500}[preset],
         "num_groups": 10,
         "hidden": 64,
         "learning_rate": 0.01,
@@ -75,9 +75,9 @@ def default():
         },
         "encoder": {"name": "compact", "width": 64},
         "head": {"fc6": 64, "fc7": 256, "dropout": 0.0},
-        "selection": {"slice": {"images": 256, "batch_size": 64, "permutations_per_image": placeholder(int)}},
+        "selection": {"slice": {"images": 192, "batch_size": 64, "permutations_per_image": placeholder(int)}},
         "train": {
-            "steps": 1200,
+            "steps": 800,
             "batch_size": 64,
             "accumulate": 1,
             "optimizer": "adamw",
@@ -95,9 +95,9 @@ def default():
             "enabled": True,
             "min_entropy": 0.6,
             "weight_decays": (1e-3, 1e-2, 1e-1),
-            "train_frames": 6000,
-            "validation_frames": 1600,
-            "test_frames": 2400,
+            "train_frames": 5000,
+            "validation_frames": 1000,
+            "test_frames": 2000,
             "batch_size": 50,
         },
     }

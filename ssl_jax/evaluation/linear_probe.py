@@ -18,20 +18,21 @@ class LinearProbe:
 
     Attributes:
       mean, scale: float32 [D], of the training features.
-      kernels: float32 [R, D + 1, sum of classes], one for each of R weight decays; the last row is the
-        bias.
+      kernels: float32 [R, D, sum of classes], one for each of R weight decays.
+      bias: float32 [sum of classes], which does not decay.
       classes: for each of V columns of labels, its values.
     """
 
     mean: np.ndarray
     scale: np.ndarray
     kernels: jax.Array
+    bias: np.ndarray
     classes: list[np.ndarray]
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Features [M, D] -> values [R, M, V]."""
-        inputs = _with_bias((features - self.mean) / self.scale)
-        logits = np.asarray(jnp.einsum("md,rdc->rmc", inputs, self.kernels))
+        inputs = ((features - self.mean) / self.scale).astype(np.float32)
+        logits = np.asarray(jnp.einsum("md,rdc->rmc", inputs, self.kernels)) + self.bias
         ends = np.cumsum([len(values) for values in self.classes])[:-1]
         columns = np.split(logits, ends, axis=-1)
         return np.stack(
@@ -54,23 +55,26 @@ def fit(features: np.ndarray, labels: np.ndarray, weight_decays: tuple[float, ..
     targets = np.concatenate(
         [column[:, None] == values for values, column in zip(classes, labels.T, strict=True)], 1
     )
-    inputs = _with_bias((features - mean) / scale)
-    kernels = _solve(inputs, jnp.asarray(targets, jnp.float32), jnp.asarray(weight_decays, jnp.float32))
-    return LinearProbe(mean, scale, kernels, classes)
-
-
-def _with_bias(inputs):
-    return np.concatenate([inputs, np.ones((len(inputs), 1))], 1).astype(np.float32)
+    inputs = ((features - mean) / scale).astype(np.float32)
+    bias = targets.mean(0).astype(np.float32)
+    kernels = _solve(inputs, targets.astype(np.float32) - bias, jnp.asarray(weight_decays, jnp.float32))
+    return LinearProbe(mean, scale, kernels, bias, classes)
 
 
 @jax.jit
 def _solve(inputs, targets, weight_decays):
+    """Ridge regression of centred targets [N, C] on centred inputs [N, D]: kernels [R, D, C].
+
+    (X'X / N + a)^-1 X'Y / N = X' (XX' / N + a)^-1 Y / N: the smaller of the two systems is solved.
+    """
     number, width = inputs.shape
-    gram, moment = inputs.T @ inputs / number, inputs.T @ targets / number
-    free_bias = jnp.diag(jnp.ones(width).at[-1].set(1e-3))  # the bias hardly decays
+    dual = number < width
+    gram = (inputs @ inputs.T if dual else inputs.T @ inputs) / number
+    moment = (targets if dual else inputs.T @ targets) / number
 
     def solve(weight_decay):
-        factor = jax.scipy.linalg.cho_factor(gram + weight_decay * free_bias)
-        return jax.scipy.linalg.cho_solve(factor, moment)
+        factor = jax.scipy.linalg.cho_factor(gram + weight_decay * jnp.eye(len(gram)))
+        solution = jax.scipy.linalg.cho_solve(factor, moment)
+        return inputs.T @ solution if dual else solution
 
     return jax.lax.map(solve, weight_decays)
