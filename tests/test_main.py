@@ -146,6 +146,8 @@ def test_interrupt_says_how_to_go_on(place, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell lets its background jobs ignore SIGINT, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout.readline().startswith("steps 3")
         process.send_signal(signal.SIGINT)

@@ -1,6 +1,6 @@
 """Convolution and max pooling, each in two forms with the same answers; local response normalisation.
 
-The *plain* form is what XLA offers, and the right one on GPU and TPU. The *cpu* form is for XLA's CPU
+The *plain* form is what XLA offers, and meant for GPU and TPU. The *cpu* form is for XLA's CPU
 backend, where grouped convolutions, gradients of convolutions and select-and-scatter are slow. Both
 have the same parameters, values and gradients, to float32 rounding; `fast_on_cpu` is the one place
 that chooses. A batch may be split among devices along axis 0: the cpu form then communicates nothing
