@@ -77,7 +77,7 @@ def default():
         "head": {"fc6": 64, "fc7": 256, "dropout": 0.0},
         "selection": {"slice": {"images": 192, "batch_size": 64, "permutations_per_image": placeholder(int)}},
         "train": {
-            "steps": 800,
+            "steps": 600,
             "batch_size": 64,
             "accumulate": 1,
             "optimizer": "adamw",
