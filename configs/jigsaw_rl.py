@@ -34,7 +34,7 @@ def policy_gradient(preset):
         "num_groups": 10,
         "hidden": 64,
         "learning_rate": 0.01,
-        "entropy_bonus": 0.01,
+        "entropy_bonus": 0.1,
         "baseline_decay": 0.9,
     }
 
@@ -72,9 +72,10 @@ def default():
             "window": (120, 120),
             "tile": (32, 32),
             "gap_jitter": True,
-            "color_jitter": 0.4,
-            "grey": 0.5,
-            "channel_shift": 1,
+            # Off: frames of an emulator went through no lens, and a colour tells what a thing is.
+            "color_jitter": 0.0,
+            "grey": 0.0,
+            "channel_shift": 0,
             "normalize": True,
         },
         "encoder": {"name": "compact", "width": 64},
@@ -97,9 +98,10 @@ def default():
         "validation": {"images": 400, "batch_size": 80, "permutations_per_image": placeholder(int)},
         "probe": {
             "enabled": True,
+            "pool": (2, 2),  # of 64 channels: 256 numbers a frame, as many as AtariARI's encoders give
             "min_entropy": 0.6,
             "weight_decays": (1e-3, 1e-2, 1e-1),
-            "train_frames": 5000,
+            "train_frames": 6000,
             "validation_frames": 1000,
             "test_frames": 2000,
             "batch_size": 50,
@@ -135,7 +137,13 @@ def paper():
             "workers": 8,
         },
         "permutations": {"num": 100},
-        "jigsaw": {"window": (255, 255), "tile": (75, 75), "channel_shift": 2},
+        "jigsaw": {
+            "window": (255, 255),
+            "tile": (75, 75),
+            "color_jitter": 0.4,
+            "grey": 0.5,
+            "channel_shift": 2,
+        },
         "encoder": {"name": "caffenet"},
         "head": {"fc6": 1024, "fc7": 4096, "dropout": 0.5},
         "selection": {"slice": {"images": 1024, "batch_size": 256}},

@@ -327,7 +327,7 @@ def _policy(run: Run) -> Iterator[str]:
         "which the policy judges. A group is a rank of difficulty, so its members change over "
         "time.</p>"
     )
-    entropy = ("uniform", math.log(groups))
+    entropy = ("uniform", math.log(run.accuracy.shape[1]))
     panels = [
         _figure(
             run,

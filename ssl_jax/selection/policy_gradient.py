@@ -81,7 +81,9 @@ def make(
       num_groups: K; groups can be fewer when permutations are too alike.
       hidden: width of the policy network.
       learning_rate: of Adam, for the policy network.
-      entropy_bonus: weight of the policy's entropy (nats) in its objective.
+      entropy_bonus: weight of the entropy (nats) of the permutations drawn in the objective. The reward is
+        a second difference of small errors, mostly noise; the bonus is what keeps the policy from
+        following it.
       baseline_decay: of the moving averages of reward and squared advantage.
     """
     num_groups = min(num_groups, num_permutations)
@@ -128,7 +130,9 @@ def make(
         log_group, size = group_log_probability(params, state.rows, state.group)
         share = state.count / jnp.maximum(state.count.sum(), 1)  # [K]
         score = jnp.where(size > 0, share * log_group, 0).sum()
-        entropy = -jnp.where(size > 0, jnp.exp(log_group) * log_group, 0).sum()
+        # Of the permutations, not of the groups: largest where all permutations are drawn alike.
+        log_member = log_group - jnp.log(jnp.maximum(size, 1))
+        entropy = -jnp.where(size > 0, jnp.exp(log_group) * log_member, 0).sum()
         return -(advantage * score + entropy_bonus * entropy), entropy
 
     def observe(key, state, evaluation: Evaluation):
