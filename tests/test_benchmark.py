@@ -5,6 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+
+from ssl_jax.benchmark import product_flops
+from ssl_jax.networks.layers import conv
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -46,6 +52,20 @@ def test_every_part_is_measured(atari_tiny_dir, tmp_path):
     assert result["config"]["permutations"]["num"] == 20
     assert result["versions"].keys() >= {"python", "jax"}
     assert result["device"] in done.stdout.replace("\n", " ")
+
+
+def test_products_are_counted_in_convolutions_their_gradients_and_loops():
+    images, kernel = jnp.ones((5, 8, 8, 3)), jnp.ones((2, 2, 3, 7))
+
+    def loss(images, kernel):
+        return conv(images, kernel, stride=2, form="plain").sum() ** 2
+
+    count = lambda function, *inputs: product_flops(jax.make_jaxpr(function)(*inputs).jaxpr)
+    forward = 2 * (5 * 4 * 4 * 7) * (2 * 2 * 3)
+    assert count(loss, images, kernel) == forward
+    assert count(jax.grad(loss, argnums=(0, 1)), images, kernel) == 3 * forward
+    products = lambda matrices, vector: jax.lax.map(lambda matrix: matrix @ vector, matrices)
+    assert count(jax.jit(products), jnp.ones((6, 2, 3)), jnp.ones((3,))) == 6 * 2 * 2 * 3
 
 
 def test_an_unknown_part_names_the_closest(tmp_path):
