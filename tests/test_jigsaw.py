@@ -60,6 +60,15 @@ def test_without_jitter_tiles_lie_in_the_middle_of_their_cells():
     np.testing.assert_array_equal(tiles[0, 5], images[0, 33:57, 63:87])
 
 
+def test_tiles_that_cover_an_image_join_to_it_with_its_edge_repeated():
+    images = pictures(2, 50, 40)
+    tiles = jigsaw.cover(jnp.asarray(images), (20, 16))
+    assert tiles.shape == (2, 3, 3, 20, 16, 3)
+    np.testing.assert_array_equal(tiles[1, 1, 2, :, :8], images[1, 20:40, 32:40])
+    expected = np.pad(images, [(0, 0), (0, 10), (0, 8), (0, 0)], mode="edge")
+    np.testing.assert_array_equal(jigsaw.join(tiles), expected)
+
+
 def test_puzzle_without_defences_is_the_picture():
     task = jigsaw.Jigsaw(tile=(30, 30), gap_jitter=False, normalize=False, **PLAIN)
     images = pictures(2, 90, 90)

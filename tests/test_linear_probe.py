@@ -27,6 +27,14 @@ def test_weights_by_hand():
     np.testing.assert_array_equal(probe.predict(np.array([[3.9], [4.1]])), [[[3], [7]]] * 2)
 
 
+def test_maps_are_pooled_in_the_cells_of_a_grid():
+    maps = np.random.default_rng(0).random((2, 5, 4, 3), np.float32)
+    rows, columns = [slice(0, 3), slice(3, 5)], [slice(0, 2), slice(2, 4)]
+    expected = [maps[:, row, column].mean((1, 2)) for row in rows for column in columns]
+    np.testing.assert_allclose(linear_probe.pool(maps, (2, 2)), np.concatenate(expected, -1), rtol=1e-6)
+    np.testing.assert_allclose(linear_probe.pool(maps, (1, 1)), maps.mean((1, 2)), rtol=1e-6)
+
+
 @pytest.mark.parametrize("weight_decay", [1e-3, 0.1, 10.0])
 @pytest.mark.parametrize("number", [200, 5])  # more examples than features, and fewer
 def test_weights_are_the_least_squares_solution(weight_decay, number):

@@ -12,6 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def pool(maps: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """Means of maps [N, h, w, C] over the cells of a grid: [N, rows * columns * C].
+
+    Cells are as equal as whole pixels allow, as in `numpy.array_split`.
+    """
+    cells = [
+        cell.mean((1, 2))
+        for row in jnp.array_split(maps, grid[0], axis=1)
+        for cell in jnp.array_split(row, grid[1], axis=2)
+    ]
+    return jnp.concatenate(cells, axis=-1)
+
+
 @dataclasses.dataclass(frozen=True)
 class LinearProbe:
     """Fitted classifiers, one for each weight decay and each column of labels.

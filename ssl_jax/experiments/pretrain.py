@@ -27,7 +27,7 @@ import optax
 from absl import logging
 
 from ssl_jax.data import pipeline, sources
-from ssl_jax.evaluation import state_probe
+from ssl_jax.evaluation import linear_probe, state_probe
 from ssl_jax.networks import ENCODERS
 from ssl_jax.networks.heads import JigsawHead, PuzzleNetwork
 from ssl_jax.pretext import jigsaw, permutations
@@ -159,12 +159,16 @@ class Probe(state_probe.Protocol):
 
     Attributes:
       enabled: whether it is made.
+      pool: rows and columns of the grid over whose cells an encoder's map of a frame is averaged; with C
+        channels the features of a frame are rows * columns * C numbers. Keep them fewer than the labelled
+        frames of a game: with more, any features do, random ones too.
       train_frames, validation_frames, test_frames: how many of all games are used, spread evenly over
         the split; None: all.
       batch_size: frames per call of the encoder.
     """
 
     enabled: bool = True
+    pool: tuple[int, int] = (2, 2)
     train_frames: int | None = None
     validation_frames: int | None = None
     test_frames: int | None = None
@@ -449,10 +453,14 @@ class Stopwatch:
 
     def __init__(self, seconds: Mapping[str, float] | None = None):
         self.seconds = dict(seconds or {})
+        self._compiled = set()
 
     @contextlib.contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        """Adds the seconds of the block to a part."""
+    def __call__(self, part: str, *, compiles: bool = False) -> Iterator[None]:
+        """Adds the seconds of the block to a part; if it compiles, of its first run to "compilation"."""
+        if compiles and part not in self._compiled:
+            self._compiled.add(part)
+            part = "compilation"
         start = time.perf_counter()
         try:
             yield
@@ -582,7 +590,7 @@ def train(setup: Setup, around: Surroundings, state: State) -> State:
         while step < last and not stop.received:
             with watch("data"):
                 images = next(around.batches)["image"]
-            with watch("step"):
+            with watch("step", compiles=True):
                 batch = mesh_lib.shard_batch({"image": images}, around.mesh)
                 state, scalars = step_function(state, batch)
                 step += 1
@@ -590,7 +598,7 @@ def train(setup: Setup, around: Surroundings, state: State) -> State:
                 ledger.enter(step, scalars)
             if period and step % period == 0:
                 ledger.close_page()
-                with watch("selection"):
+                with watch("selection", compiles=True):
                     evaluation = selection_skill(state)
                     state, seen = player_sees(state, evaluation)
                     jax.block_until_ready(state)
@@ -601,7 +609,7 @@ def train(setup: Setup, around: Surroundings, state: State) -> State:
                 progress.update(step, ledger.write_page(step))
             if due(setup.train.validate_every):
                 ledger.close_page()
-                with watch("validation"):
+                with watch("validation", compiles=True):
                     held_out = validation_metrics(validation_skill(state))
                 ledger.write(step, held_out)
                 progress.update(step, {"val": held_out["val/accuracy"]})
@@ -668,8 +676,8 @@ class Ledger:
         self.close_page()
         means = {name: sum(v[name] for v in self._page) / len(self._page) for name in self._page[0]}
         before, watch = self._opened, self._around.stopwatch
-        spent = {part: watch.seconds[part] - before.get(part, 0.0) for part in watch.seconds}
-        working = spent["data"] + spent["step"]
+        spent = {part: watch.seconds.get(part, 0.0) - before.get(part, 0.0) for part in ("data", "step")}
+        working = max(sum(spent.values()), 1e-9)  # nothing, when the only step was compiled
         means["time/images_per_second"] = len(self._page) * self._setup.train.batch_size / working
         means["time/data_wait_share"] = spent["data"] / working
         self.write(step, means)
@@ -746,6 +754,7 @@ def judge(setup: Setup, around: Surroundings, state: State, config) -> dict[str,
     draw_figures(setup, around, state)
     minimum, mean = permutations.distance_statistics(setup.permutations)
     seconds = around.stopwatch.seconds
+    working = max(seconds.get("data", 0.0) + seconds.get("step", 0.0), 1e-9)
     results = {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "protocol": config.to_dict(),
@@ -757,8 +766,8 @@ def judge(setup: Setup, around: Surroundings, state: State, config) -> dict[str,
         "final": {
             **validation_metrics(evaluation),
             "val/chance": 1 / len(setup.permutations),
-            "time/policy_overhead": seconds.get("selection", 0.0) / (seconds["data"] + seconds["step"]),
-            "time/data_wait_share": seconds["data"] / (seconds["data"] + seconds["step"]),
+            "time/policy_overhead": seconds.get("selection", 0.0) / working,
+            "time/data_wait_share": seconds.get("data", 0.0) / working,
         },
         "permutations": {
             "num": len(setup.permutations),
@@ -815,9 +824,10 @@ def draw_figures(setup: Setup, around: Surroundings, state: State) -> None:
         "image"
     ]
     key = jax.random.fold_in(state.key, state.step)
-    _, index = setup.player.choose(key, state.selection, len(batch))
-    windows = jigsaw.window(key, jnp.asarray(batch), setup.task)
-    tiles = jigsaw.tiles(key, windows, setup.task, train=True)
+    choose_key, window_key, tiles_key = jax.random.split(key, 3)
+    _, index = setup.player.choose(choose_key, state.selection, len(batch))
+    windows = jigsaw.window(window_key, jnp.asarray(batch), setup.task)
+    tiles = jigsaw.tiles(tiles_key, windows, setup.task, train=True)
     shown = jigsaw.shuffle(tiles, jnp.asarray(setup.permutations)[index])
     pictures = {
         "tiles": figures.tiles(
@@ -842,8 +852,8 @@ def first_kernel(params) -> jax.Array:
 def feature_function(setup: Setup, state: State) -> state_probe.FeatureFunction:
     """Frames uint8 [N, H, W, 3] -> float32 [N, D]: what the frozen encoder makes of whole frames.
 
-    A frame is covered by tiles of the size the encoder was trained on; the maximum of each channel over
-    the pixels of a tile's map is kept, and those of all tiles are laid side by side.
+    A frame is covered by tiles of the size the encoder was trained on. Their maps, side by side, are a map
+    of the frame, and its means over the cells of `probe.pool` are the features.
     """
 
     @jax.jit
@@ -851,9 +861,10 @@ def feature_function(setup: Setup, state: State) -> state_probe.FeatureFunction:
         tiles = setup.task.scale(jigsaw.cover(images.astype(jnp.float32) / 255, setup.task.tile))
         maps = setup.network.apply(
             variables,
-            tiles.reshape(-1, *tiles.shape[2:]),
+            tiles.reshape(-1, *tiles.shape[3:]),
             method=lambda network, tiles: network.encoder(tiles, train=False),
         )
-        return maps.max((1, 2)).reshape(images.shape[0], -1).astype(jnp.float32)
+        maps = jigsaw.join(maps.reshape(*tiles.shape[:3], *maps.shape[1:]))
+        return linear_probe.pool(maps, setup.probe.pool).astype(jnp.float32)
 
     return functools.partial(encode, {"params": state.params, "batch_stats": state.batch_stats})

@@ -152,13 +152,18 @@ def shuffle(tiles: jax.Array, permutations: jax.Array) -> jax.Array:
 
 
 def cover(images: jax.Array, tile: tuple[int, int]) -> jax.Array:
-    """Covers images [B, H, W, C] with tiles side by side: [B, n, h, w, C], row by row.
+    """Covers images [B, H, W, C] with tiles side by side: [B, rows, columns, h, w, C].
 
-    The last row and column repeat the edge pixels where the tiles reach over the image.
+    The last row and column repeat the edge pixels where the tiles reach over the image. `join` undoes it.
     """
     batch, height, width, channels = images.shape
     rows, columns = -(-height // tile[0]), -(-width // tile[1])
     pad = [(0, 0), (0, rows * tile[0] - height), (0, columns * tile[1] - width), (0, 0)]
     cells = jnp.pad(images, pad, mode="edge")
-    cells = cells.reshape(batch, rows, tile[0], columns, tile[1], channels).swapaxes(2, 3)
-    return cells.reshape(batch, rows * columns, *tile, channels)
+    return cells.reshape(batch, rows, tile[0], columns, tile[1], channels).swapaxes(2, 3)
+
+
+def join(tiles: jax.Array) -> jax.Array:
+    """Joins tiles [B, rows, columns, h, w, C], or what became of them, to [B, rows h, columns w, C]."""
+    batch, rows, columns, height, width, channels = tiles.shape
+    return tiles.swapaxes(2, 3).reshape(batch, rows * height, columns * width, channels)
