@@ -190,6 +190,11 @@ def _tiled(data, tile, size, padding, out):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _im2col_conv(stride, padding, x, kernel):
+    """XLA's convolution where no gradient is asked for: it takes half the time on many small tiles."""
+    return _lax_conv(stride, padding, x, kernel)
+
+
+def _im2col_conv_forward(stride, padding, x, kernel):
     """A convolution as patches times kernel, for a few images at a time."""
     window, _, _, features = kernel.shape
     num_steps, patches = _patches_of_step(stride, padding, x, window)
@@ -201,11 +206,7 @@ def _im2col_conv(stride, padding, x, kernel):
 
     *batch, pixels, _ = jax.eval_shape(patches, 0).shape
     y = jnp.zeros((*batch, num_steps, pixels, features), x.dtype)
-    return lax.fori_loop(0, num_steps, step, y).reshape(len(x), *out, features)
-
-
-def _im2col_conv_forward(stride, padding, x, kernel):
-    return _im2col_conv(stride, padding, x, kernel), (x, kernel)
+    return lax.fori_loop(0, num_steps, step, y).reshape(len(x), *out, features), (x, kernel)
 
 
 def _im2col_conv_backward(stride, padding, residuals, gradient):
