@@ -1,0 +1,198 @@
+"""Action values from frame stacks: the network of DQN, its dueling form, its losses, its exploration.
+
+    frame stack [B, 84, 84, 4] -> trunk -> features [B, 3136] -+-> value     [B, 1] -+-> q [B, A]
+                                                               +-> advantage [B, A] -+
+                                                               +-> auxiliary logits [B, classes]
+
+Sources: Mnih et al., "Human-level control through deep reinforcement learning", Nature 2015 (trunk, Huber
+loss as clipped errors, epsilon-greedy); Wang et al., "Dueling network architectures", arXiv 1511.06581;
+van Hasselt et al., "Deep reinforcement learning with double Q-learning", arXiv 1509.06461.
+"""
+
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ssl_jax.networks.layers import Conv
+
+# U(-1 / sqrt(fan in), 1 / sqrt(fan in)), with which DQN has been trained since its Torch original.
+KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class NatureTrunk(nn.Module):
+    """The convolutions of Mnih et al. 2015 (Methods, model architecture), 84 x 84 x c -> 7 x 7 x 64.
+
+    Parameters: conv1, conv2, conv3, each with kernel and bias.
+
+    Attributes:
+      dtype: of the computation; parameters are float32.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Maps of pictures of any number of channels and at least 36 x 36 pixels.
+
+        Args:
+          x: [N, h, w, c], uint8, which is scaled by 1 / 255, or float, which is taken as it is.
+          train: changes nothing; encoders are called with it.
+
+        Returns:
+          [N, h', w', 64] of `dtype`, not negative.
+        """
+        del train
+        pixels = x.dtype == jnp.uint8
+        x = x.astype(self.dtype)
+        if pixels:
+            x = x / 255
+        # On a CPU of two cores, forwards and backwards at batch 32, XLA's own convolution is the faster form
+        # of the first layer, which passes no gradient on: about 25 ms for the trunk, against 30 with the
+        # cpu form there too. Of the others it is no faster, and slower under vmap over parameters.
+        conv = functools.partial(Conv, kernel_init=KERNEL_INIT, dtype=self.dtype)
+        x = nn.relu(conv(32, window=8, stride=4, form="plain", name="conv1")(x))
+        x = nn.relu(conv(64, window=4, stride=2, name="conv2")(x))
+        return nn.relu(conv(64, window=3, name="conv3")(x))
+
+
+class Head(nn.Module):
+    """One hidden layer with ReLU, and linear outputs in float32.
+
+    Attributes:
+      outputs: their number.
+      hidden: units of the hidden layer.
+      dtype: of the computation; parameters are float32.
+    """
+
+    outputs: int
+    hidden: int = 512
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """Float [B, d] -> float32 [B, outputs]."""
+        dense = lambda units, name: nn.Dense(units, dtype=self.dtype, kernel_init=KERNEL_INIT, name=name)
+        hidden = nn.relu(dense(self.hidden, "hidden")(features))
+        return dense(self.outputs, "output")(hidden).astype(jnp.float32)
+
+
+class QNetwork(nn.Module):
+    """Action values, and the answers of an auxiliary task, on one trunk.
+
+    Parameters: trunk; value_head and advantage_head, or q_head; auxiliary_head. One call makes them all:
+    `network.init(key, s, method="initialize")`.
+
+    Attributes:
+      num_actions: A.
+      dueling: whether value and advantages have streams of their own (Wang et al. 2015), or q has one.
+      hidden: units of the hidden layer of every stream.
+      auxiliary_classes: of the auxiliary task; 0: there is no such head.
+      dtype: of the computation; parameters and outputs are float32.
+    """
+
+    num_actions: int
+    dueling: bool = True
+    hidden: int = 512
+    auxiliary_classes: int = 0
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        """Names the parts."""
+        self.trunk = NatureTrunk(self.dtype)
+        if self.dueling:
+            self.value_head = Head(1, self.hidden, self.dtype)
+            self.advantage_head = Head(self.num_actions, self.hidden, self.dtype)
+        else:
+            self.q_head = Head(self.num_actions, self.hidden, self.dtype)
+        if self.auxiliary_classes:
+            self.auxiliary_head = Head(self.auxiliary_classes, self.hidden, self.dtype)
+
+    def features(self, s: jax.Array) -> jax.Array:
+        """Frame stacks uint8 [B, 84, 84, stack] -> what the heads see, [B, 3136] of `dtype`."""
+        return self.trunk(s).reshape(len(s), -1)
+
+    def __call__(self, s: jax.Array) -> jax.Array:
+        """Frame stacks uint8 [B, 84, 84, stack] -> action values float32 [B, A]."""
+        features = self.features(s)
+        if not self.dueling:
+            return self.q_head(features)
+        # Two streams send gradients into one trunk (Wang et al. 2015, Sec. 4.2).
+        features = scale_gradient(features, 1 / math.sqrt(2))
+        advantage = self.advantage_head(features)
+        # Equation 9: without the mean, value and advantage could trade any constant.
+        return self.value_head(features) + advantage - advantage.mean(-1, keepdims=True)
+
+    def auxiliary(self, s: jax.Array) -> jax.Array:
+        """Frame stacks uint8 [B, 84, 84, stack] -> float32 logits [B, auxiliary_classes > 0]."""
+        return self.auxiliary_head(self.features(s))
+
+    def initialize(self, s: jax.Array) -> jax.Array:
+        """Reaches every parameter, for `init`; returns the action values."""
+        if self.auxiliary_classes:
+            self.auxiliary(s)
+        return self(s)
+
+
+def scale_gradient(x: jax.Array, scale: float) -> jax.Array:
+    """`x`, exactly; gradients that come back through it are multiplied by `scale`."""
+    constant = lax.stop_gradient(x)
+    return constant + scale * (x - constant)
+
+
+def double_q_errors(
+    q_tm1: jax.Array,
+    a_tm1: jax.Array,
+    r_t: jax.Array,
+    discount_t: jax.Array,
+    q_t_value: jax.Array,
+    q_t_selector: jax.Array,
+) -> jax.Array:
+    """Temporal difference errors of double Q-learning (van Hasselt et al. 2015, Equation 4).
+
+    Args:
+      q_tm1: float [B, A], of the network that learns; the only argument with a gradient.
+      a_tm1: int [B], the actions taken.
+      r_t: float [B], what came of them, over n steps.
+      discount_t: float [B], gamma^n; 0 where the episode was over.
+      q_t_value: float [B, A], of the target network; `q_t_selector` again gives plain Q-learning.
+      q_t_selector: float [B, A], of the network that learns, where the next action is chosen.
+
+    Returns:
+      float [B], target - q_tm1[a_tm1].
+    """
+    best = q_t_selector.argmax(-1)[:, None]
+    value = jnp.take_along_axis(q_t_value, best, axis=-1)[:, 0]
+    target = lax.stop_gradient(r_t + discount_t * value)
+    return target - jnp.take_along_axis(q_tm1, a_tm1[:, None], axis=-1)[:, 0]
+
+
+def huber(errors: jax.Array, delta: float = 1.0) -> jax.Array:
+    """Half the squared error; linear, with slope `delta`, where the error is larger than `delta`.
+
+    Float of any shape. With delta = 1 its gradient is the error clipped to [-1, 1] (Mnih et al. 2015).
+    """
+    size = jnp.abs(errors)
+    near = jnp.minimum(size, delta)
+    return 0.5 * near**2 + delta * (size - near)
+
+
+def epsilon_greedy(key: jax.Array, q: jax.Array, epsilon: jax.Array | float) -> jax.Array:
+    """The best actions, or, each with probability `epsilon`, any action at all.
+
+    Args:
+      key: PRNG key of this step.
+      q: float [N, A].
+      epsilon: in [0, 1], a scalar or [N].
+
+    Returns:
+      int32 [N].
+    """
+    explore_key, action_key = jax.random.split(key)
+    explore = jax.random.uniform(explore_key, q.shape[:1]) < epsilon
+    anything = jax.random.randint(action_key, q.shape[:1], 0, q.shape[1])
+    return jnp.where(explore, anything, q.argmax(-1)).astype(jnp.int32)
