@@ -337,15 +337,16 @@ def _seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def _hide_orphaned_reads() -> None:
-    """Hides, from now on, tensorstore's callbacks into an event loop that orbax has closed.
+    """Hides, from now on, what becomes of the reads that orbax gave up.
 
-    When one array is broken, orbax gives up on the others while they are read. Each of those
-    prints a traceback that says nothing, at a time of its own, so the hook is never taken away.
+    When one array is broken, orbax leaves the others while they are read, and closes their event loop.
+    Each of them prints a traceback of its own, at a time of its own, so the hook is never taken away.
     """
     hook = sys.unraisablehook
 
     def quiet(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        said = str(unraisable.exc_value)
+        if said != "Event loop is closed" and not said.startswith("Encountered error while reading array"):
             hook(unraisable)
 
     sys.unraisablehook = quiet
