@@ -259,10 +259,10 @@ def test_only_the_action_that_was_taken_learns():
 
 
 def test_huber_by_hand():
-    errors = jnp.array([0.0, 0.5, -1.0, 3.0, -4.0])
-    np.testing.assert_allclose(q_network.huber(errors), [0, 0.125, 0.5, 2.5, 3.5])
-    np.testing.assert_allclose(q_network.huber(errors, 2.0), [0, 0.125, 0.5, 4, 6])
-    gradient = jax.grad(lambda errors: q_network.huber(errors).sum())(errors)
+    huber, errors = optax.losses.huber_loss, jnp.array([0.0, 0.5, -1.0, 3.0, -4.0])
+    np.testing.assert_allclose(huber(errors), [0, 0.125, 0.5, 2.5, 3.5])
+    np.testing.assert_allclose(huber(errors, delta=2.0), [0, 0.125, 0.5, 4, 6])
+    gradient = jax.grad(lambda errors: huber(errors).sum())(errors)
     np.testing.assert_allclose(gradient, [0, 0.5, -1, 1, -1])
 
 

@@ -6,6 +6,7 @@ shuffled on the device, the network names the permutation. Every `period` steps 
 the network does under each permutation on a held-out slice of the training data.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -449,10 +450,12 @@ class Stopwatch:
 
     Attributes:
       seconds: part -> seconds; JSON, saved with every checkpoint.
+      blocks: part -> how often it ran in this process.
     """
 
     def __init__(self, seconds: Mapping[str, float] | None = None):
         self.seconds = dict(seconds or {})
+        self.blocks = collections.Counter()
         self._compiled = set()
 
     @contextlib.contextmanager
@@ -466,6 +469,7 @@ class Stopwatch:
             yield
         finally:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+            self.blocks[part] += 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -635,8 +639,11 @@ class Ledger:
         self._setup = setup
         self._around = around
         self._pending: tuple[int, Metrics] | None = None
-        self._page: list[dict[str, float]] = []
-        self._opened = dict(around.stopwatch.seconds)
+        self._open()
+
+    def _open(self):
+        watch = self._around.stopwatch
+        self._page, self._seconds, self._blocks = [], dict(watch.seconds), watch.blocks.copy()
 
     def enter(self, step: int, scalars: Metrics) -> None:
         """Takes the scalars of a step, still being computed, and reads those of the step before."""
@@ -675,13 +682,15 @@ class Ledger:
         """Writes the means since the last page; returns what the progress bar shows."""
         self.close_page()
         means = {name: sum(v[name] for v in self._page) / len(self._page) for name in self._page[0]}
-        before, watch = self._opened, self._around.stopwatch
-        spent = {part: watch.seconds.get(part, 0.0) - before.get(part, 0.0) for part in ("data", "step")}
-        working = max(sum(spent.values()), 1e-9)  # nothing, when the only step was compiled
-        means["time/images_per_second"] = len(self._page) * self._setup.train.batch_size / working
-        means["time/data_wait_share"] = spent["data"] / working
+        watch = self._around.stopwatch
+        steps = watch.blocks["step"] - self._blocks["step"]
+        if steps:  # none, where the only one was compiled
+            data, working = (watch.seconds[part] - self._seconds.get(part, 0.0) for part in ("data", "step"))
+            working += data
+            means["time/images_per_second"] = steps * self._setup.train.batch_size / working
+            means["time/data_wait_share"] = data / working
         self.write(step, means)
-        self._page, self._opened = [], dict(watch.seconds)
+        self._open()
         return {"loss": means["train/loss"], "accuracy": means["train/accuracy"]}
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:

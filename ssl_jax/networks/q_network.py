@@ -1,11 +1,11 @@
-"""Action values from frame stacks: the network of DQN, its dueling form, its losses, its exploration.
+"""Action values from frame stacks: the network of DQN, its dueling form, its errors, its exploration.
 
     frame stack [B, 84, 84, 4] -> trunk -> features [B, 3136] -+-> value     [B, 1] -+-> q [B, A]
                                                                +-> advantage [B, A] -+
                                                                +-> auxiliary logits [B, classes]
 
-Sources: Mnih et al., "Human-level control through deep reinforcement learning", Nature 2015 (trunk, Huber
-loss as clipped errors, epsilon-greedy); Wang et al., "Dueling network architectures", arXiv 1511.06581;
+Sources: Mnih et al., "Human-level control through deep reinforcement learning", Nature 2015 (trunk, clipped
+errors, epsilon-greedy); Wang et al., "Dueling network architectures", arXiv 1511.06581;
 van Hasselt et al., "Deep reinforcement learning with double Q-learning", arXiv 1509.06461.
 """
 
@@ -163,22 +163,13 @@ def double_q_errors(
       q_t_selector: float [B, A], of the network that learns, where the next action is chosen.
 
     Returns:
-      float [B], target - q_tm1[a_tm1].
+      float [B], target - q_tm1[a_tm1]. Their loss is `optax.losses.huber_loss`, whose gradient is the error
+      clipped to [-1, 1] (Mnih et al. 2015).
     """
     best = q_t_selector.argmax(-1)[:, None]
     value = jnp.take_along_axis(q_t_value, best, axis=-1)[:, 0]
     target = lax.stop_gradient(r_t + discount_t * value)
     return target - jnp.take_along_axis(q_tm1, a_tm1[:, None], axis=-1)[:, 0]
-
-
-def huber(errors: jax.Array, delta: float = 1.0) -> jax.Array:
-    """Half the squared error; linear, with slope `delta`, where the error is larger than `delta`.
-
-    Float of any shape. With delta = 1 its gradient is the error clipped to [-1, 1] (Mnih et al. 2015).
-    """
-    size = jnp.abs(errors)
-    near = jnp.minimum(size, delta)
-    return 0.5 * near**2 + delta * (size - near)
 
 
 def epsilon_greedy(key: jax.Array, q: jax.Array, epsilon: jax.Array | float) -> jax.Array:

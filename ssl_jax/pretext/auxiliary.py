@@ -78,9 +78,9 @@ def make(
         raise InputError(
             f"auxiliary task {name!r} does not fit a stack of {stack} frame: it needs at least 2 in order"
         )
-    if name == "arrow_of_time":
-        return Task(2, _choice(2, _turn_time))
     orders = _all_orders(stack)
+    if name == "arrow_of_time":
+        orders = orders[jnp.array([0, -1])]  # forwards, and the last in lexicographic order: backwards
     return Task(len(orders), _choice(len(orders), lambda x, label: frame_order.permute(x, orders[label])))
 
 
@@ -92,10 +92,6 @@ def _choice(num_classes, transform):
         return transform(stacks, labels), labels
 
     return function
-
-
-def _turn_time(stacks, backwards):
-    return jnp.where(backwards[:, None, None, None] == 1, stacks[..., ::-1], stacks)
 
 
 def _jigsaw(frame_size, grid, max_permutations, seed):

@@ -132,11 +132,9 @@ def cut(
       Tiles [B, m, h, w, C] row by row, and int32 [B, m, 2], the row and column in pixels of each tile's
       upper left corner inside its cell.
     """
-    batch, height, width, channels = images.shape
-    (rows, columns), cell = grid, (height // grid[0], width // grid[1])
-    cells = images[:, : rows * cell[0], : columns * cell[1]]
-    cells = cells.reshape(batch, rows, cell[0], columns, cell[1], channels).swapaxes(2, 3)
-    cells = cells.reshape(batch, rows * columns, *cell, channels)
+    (rows, columns), cell = grid, (images.shape[1] // grid[0], images.shape[2] // grid[1])
+    cells = cover(images[:, : rows * cell[0], : columns * cell[1]], cell)
+    cells = cells.reshape(len(images), rows * columns, *cells.shape[3:])
     room = (cell[0] - tile[0], cell[1] - tile[1])
     if jitter:
         offsets = augment.random_offsets(key, cells.shape[:2], room)
