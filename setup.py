@@ -25,13 +25,15 @@ setup(
         "numpy",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
+        "pandas<3",  # rliable's own dependency arch does not import with pandas 3
         "pillow",
         "rich",
+        "rliable",
         "scikit-learn",
         "tensorboardX",
         "tensorflow-datasets>=4.9.10",
     ],
     extras_require={
-        "test": ["hypothesis", "import-linter", "pytest", "ruff"],
+        "test": ["hypothesis", "import-linter", "pytest", "pytest-xdist", "ruff"],
     },
 )

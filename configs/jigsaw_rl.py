@@ -2,6 +2,7 @@
 
 python -m ssl_jax.main --config=configs/jigsaw_rl.py                    # default: a laptop, minutes
 python -m ssl_jax.main --config=configs/jigsaw_rl.py:policy=uniform     # the usual practice
+python -m ssl_jax.main --config=configs/jigsaw_rl.py:encoder=nature     # the trunk of a Q-network
 python -m ssl_jax.main --config=configs/jigsaw_rl.py:paper              # ImageNet, CaffeNet
 
 Default, seed 0, measured on 2 cores of an AMD EPYC with JAX 0.10.2: 4 min 58 s with the rendering of the
@@ -16,11 +17,20 @@ from ssl_jax.runtime.config import parse_arg
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    preset, options = parse_arg(arg, presets=("smoke", "paper"), policy=("policy_gradient", "uniform"))
+    preset, options = parse_arg(
+        arg,
+        presets=("smoke", "paper"),
+        policy=("policy_gradient", "uniform"),
+        encoder=("preset", "compact", "nature", "caffenet"),
+    )
     config = ConfigDict(default())
-    if preset == "paper":
-        config.encoder = ConfigDict()  # other keys than the compact one's
     config.update({"default": {}, "smoke": smoke(), "paper": paper()}[preset])
+    name = {"default": "compact", "smoke": "compact", "paper": "caffenet"}[preset]
+    if options.encoder != "preset":
+        name = options.encoder
+    config.encoder = ConfigDict({"name": name, "width": 64} if name == "compact" else {"name": name})
+    if name == "nature" and preset != "paper":
+        config.jigsaw.tile = (36, 36)  # the smallest that its three convolutions take
     config.selection.name = options.policy
     if options.policy == "policy_gradient":
         config.selection.update(policy_gradient(preset))
@@ -78,7 +88,6 @@ def default():
             "channel_shift": 0,
             "normalize": True,
         },
-        "encoder": {"name": "compact", "width": 64},
         "head": {"fc6": 64, "fc7": 256, "dropout": 0.0},
         "selection": {"slice": {"images": 192, "batch_size": 64, "permutations_per_image": placeholder(int)}},
         "train": {
@@ -144,7 +153,6 @@ def paper():
             "grey": 0.5,
             "channel_shift": 2,
         },
-        "encoder": {"name": "caffenet"},
         "head": {"fc6": 1024, "fc7": 4096, "dropout": 0.5},
         "selection": {"slice": {"images": 1024, "batch_size": 256}},
         "train": {

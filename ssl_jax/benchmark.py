@@ -3,9 +3,13 @@
 python -m ssl_jax.benchmark --config=configs/jigsaw_rl.py
 python -m ssl_jax.benchmark --config=configs/jigsaw_rl.py:paper --config.train.batch_size=32 --only=step
 python -m ssl_jax.benchmark --config=configs/jigsaw_rl.py --json=benchmark.json
+python -m ssl_jax.benchmark --config=configs/dueling_dqn.py:game=Pong,aux=sequence
+python -m ssl_jax.benchmark --config=configs/dueling_dqn.py:paper --only=environment,loop
 
-Everything is measured on the config's own sizes. The step and the player are given random pictures, so
-that they can be measured without the data set; rates are medians over `--seconds` of each part.
+Which parts there are depends on the config's experiment. Everything is measured on the config's own sizes,
+but for the replay memory (see `DQNBench`). The network and the player are given random pictures, so that
+they can be measured without the data set. Times are medians over `--seconds` of each part, rates follow from
+them; only those of the environments and of whole loops are means, for the ends of episodes count as well.
 """
 
 import dataclasses
@@ -25,7 +29,9 @@ import rich.table
 from absl import flags
 from ml_collections import config_flags
 
-from ssl_jax.experiments import pretrain
+from ssl_jax.atari.environments import TimeStep
+from ssl_jax.atari.replay import ReplayState, Transitions
+from ssl_jax.experiments import dueling_dqn, pretrain
 from ssl_jax.pretext import permutations
 from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime import mesh as mesh_lib
@@ -33,6 +39,7 @@ from ssl_jax.runtime import metrics as metrics_lib
 from ssl_jax.runtime.errors import InputError
 
 Row = tuple[str, float, str]
+MOST_REMEMBERED = 20_000  # transitions of an agent: a memory that is filled within a second or two
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config to measure.")
 _ONLY = flags.DEFINE_list("only", [], "Parts to measure, all by default.")
@@ -49,6 +56,14 @@ def timed(function: Callable[[], Any], seconds: float, least: int = 3) -> float:
         jax.block_until_ready(function())
         times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+@functools.cache
+def matrix_rate(seconds: float) -> float:
+    """Floating-point operations a second of a float32 matrix product [2048, 2048], on one device."""
+    matrix = jnp.ones((2048, 2048))
+    product = jax.jit(lambda a, b: a @ b)
+    return 2 * 2048**3 / timed(lambda: product(matrix, matrix), min(seconds, 2.0))
 
 
 def product_flops(jaxpr: jax.extend.core.Jaxpr) -> int:
@@ -74,13 +89,21 @@ def product_flops(jaxpr: jax.extend.core.Jaxpr) -> int:
     return total
 
 
+def measure_machine(bench: "PretrainBench | DQNBench") -> Iterator[Row]:
+    """What the machine can do at best, on all its devices."""
+    yield "machine/float32_matrix_rate", matrix_rate(bench.seconds) * jax.device_count() / 1e9, "GFLOP/s"
+
+
+# --- Pre-training
+
+
 def random_images(setup: pretrain.Setup, batch_size: int) -> np.ndarray:
     """Pictures uint8 [batch_size, H, W, 3] of noise."""
     shape = (batch_size, *setup.data.image_size, 3)
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-class Bench:
+class PretrainBench:
     """The compiled pieces of one config, shared by the measurements."""
 
     def __init__(self, setup: pretrain.Setup, seconds: float):
@@ -90,14 +113,6 @@ class Bench:
         self.state = mesh_lib.replicate(pretrain.create_state(setup, key), self.mesh)
         images = random_images(setup, setup.train.batch_size)
         self.batch = mesh_lib.shard_batch({"image": images}, self.mesh)
-
-    @functools.cached_property
-    def matrix_rate(self) -> float:
-        """Floating-point operations a second of a float32 matrix product [2048, 2048], all devices."""
-        matrix = jnp.ones((2048, 2048))
-        product = jax.jit(lambda a, b: a @ b)
-        per_call = timed(lambda: product(matrix, matrix), min(self.seconds, 2.0))
-        return 2 * 2048**3 / per_call * jax.device_count()
 
     @functools.cached_property
     def step(self) -> Any:
@@ -126,12 +141,7 @@ class Bench:
         return timed(lambda: look(state, meter(state)) if observe else meter(state), self.seconds)
 
 
-def measure_machine(bench: Bench) -> Iterator[Row]:
-    """What the machine can do at best."""
-    yield "machine/float32_matrix_rate", bench.matrix_rate / 1e9, "GFLOP/s"
-
-
-def measure_step(bench: Bench) -> Iterator[Row]:
+def measure_step(bench: PretrainBench) -> Iterator[Row]:
     """The training step alone."""
     size = bench.setup.train.batch_size
     start = time.perf_counter()
@@ -142,11 +152,11 @@ def measure_step(bench: Bench) -> Iterator[Row]:
     program = jax.make_jaxpr(functools.partial(pretrain.train_step, bench.setup))(bench.state, bench.batch)
     flops = product_flops(program.jaxpr)
     yield "step/flops_per_image", flops / size / 1e9, "GFLOP"
-    share = flops / bench.step_seconds / bench.matrix_rate
+    share = flops / bench.step_seconds / matrix_rate(bench.seconds) / jax.device_count()
     yield "step/share_of_matrix_rate", 100 * share, "%"
 
 
-def measure_data(bench: Bench) -> Iterator[Row]:
+def measure_data(bench: PretrainBench) -> Iterator[Row]:
     """The host pipeline alone, and how long a step waits for it when they overlap."""
     setup = bench.setup
     batches = pretrain.open_batches(setup, pretrain.open_data(setup))
@@ -166,7 +176,7 @@ def measure_data(bench: Bench) -> Iterator[Row]:
     yield "data/wait_share", 100 * waiting / elapsed, "%"
 
 
-def measure_selection(bench: Bench) -> Iterator[Row]:
+def measure_selection(bench: PretrainBench) -> Iterator[Row]:
     """What the player costs: one look at the network in `period` steps."""
     setup = bench.setup
     if not setup.player.period:
@@ -178,7 +188,7 @@ def measure_selection(bench: Bench) -> Iterator[Row]:
     yield "selection/share_of_training", 100 * share, "%"
 
 
-def measure_permutations(bench: Bench) -> Iterator[Row]:
+def measure_permutations(bench: PretrainBench) -> Iterator[Row]:
     """Skill at 1000 permutations instead of 10, with the same 1000-way network."""
     length = bench.setup.task.num_tiles
     orders = permutations.make(num=1000, length=length)
@@ -197,38 +207,251 @@ def measure_permutations(bench: Bench) -> Iterator[Row]:
     yield "permutations/1000 over 10, all", times[1000, None] / times[10, None], "x"
 
 
-MEASUREMENTS = {
+# --- Dueling DQN
+
+
+def filled_memory(setup: dueling_dqn.Setup) -> ReplayState:
+    """Memories of all agents, full of one long episode of noise each."""
+    replay, num = setup.replay, setup.play.num
+
+    def fill(key):
+        def add(i, state):
+            frame_key, reward_key, action_key = jax.random.split(jax.random.fold_in(key, i), 3)
+            return replay.add(
+                state,
+                frame=jax.random.bits(frame_key, (num, *replay.frame_size), jnp.uint8),
+                first=jnp.full((num,), i == 0),
+                r_t=jax.random.uniform(reward_key, (num,), minval=-1, maxval=1),
+                discount_t=jnp.ones((num,)),
+                action=jax.random.randint(action_key, (num,), 0, setup.network.num_actions),
+            )
+
+        return jax.lax.fori_loop(0, replay.rows, add, replay.init())
+
+    place = jax.sharding.SingleDeviceSharding(dueling_dqn.memory_device(setup))
+    keys = dueling_dqn.agent_keys(setup, jax.random.PRNGKey(0))
+    return jax.jit(setup.over_agents(fill), out_shardings=place)(keys)
+
+
+class DQNBench:
+    """Agents at their first update, with full memories, shared by the measurements.
+
+    A memory has the config's capacity, but at most `MOST_REMEMBERED` transitions, for it is filled before
+    anything is measured: draws from a larger one take somewhat longer, with more blocks to sum and fewer
+    rows in the caches. Agent steps and updates are those of all `num_seeds` agents together.
+    """
+
+    def __init__(self, setup: dueling_dqn.Setup, seconds: float):
+        capacity = min(setup.replay.capacity, MOST_REMEMBERED)
+        setup = dataclasses.replace(setup, replay=dataclasses.replace(setup.replay, capacity=capacity))
+        self.setup, self.seconds = setup, seconds
+        self.num_envs = setup.num_seeds * setup.play.num
+        self.num_updates = setup.num_seeds * setup.updates_per_step  # of a vector step that has any
+        state = dueling_dqn.create_state(setup, jax.random.PRNGKey(setup.seed))
+        first_update = jnp.asarray(-(-setup.exploration.random_steps // setup.play.num), jnp.int32)
+        self.state = state.replace(step=first_update, replay=filled_memory(setup))
+        self.keys = dueling_dqn.agent_keys(setup, state.key)
+
+    def open_environments(self):
+        """The environments of training."""
+        return dueling_dqn.open_environments(self.setup, dueling_dqn.TRAINING, 0, self.setup.play.num)
+
+    @functools.cached_property
+    def time_step(self) -> TimeStep:
+        """The second one of the environments, as they lay it out."""
+        environments = self.open_environments()
+        environments.reset()
+        time_step = environments.step(np.zeros(self.num_envs))
+        environments.close()
+        return time_step
+
+    @functools.cached_property
+    def environment_rate(self) -> float:
+        """Agent steps a second of the environments alone, under random actions."""
+        environments, random = self.open_environments(), np.random.default_rng(0)
+        environments.reset()
+        start, steps = time.perf_counter(), 0
+        while time.perf_counter() - start < self.seconds or steps < 3:
+            environments.send(random.integers(environments.num_actions, size=self.num_envs))
+            environments.recv()
+            steps += 1
+        rate = steps * self.num_envs / (time.perf_counter() - start)
+        environments.close()
+        return rate
+
+    @functools.cached_property
+    def draw(self) -> Callable[[], Transitions]:
+        """Adds a row that comes from the host to the memory, and draws the batches of a vector step."""
+        setup = self.setup
+        row = dueling_dqn.make_row(setup, self.time_step, np.zeros(self.num_envs))
+        function = functools.partial(dueling_dqn.remember, setup, setup.updates_per_step)
+        remember = jax.jit(setup.over_agents(function, (None, 0, 0, 0)), donate_argnums=2)
+        keys = jax.device_put(self.keys, dueling_dqn.memory_device(setup))
+        step = np.int32(self.state.step)
+
+        def draw():
+            replay, batches = remember(step, keys, self.state.replay, row)
+            self.state = self.state.replace(replay=replay)
+            return batches
+
+        return draw
+
+    @functools.cached_property
+    def batches(self) -> Transitions:
+        """Those of a vector step, with the network, for updates that learn from the same ones always."""
+        return jax.device_put(self.draw(), jax.devices()[0])
+
+    @property
+    def improve_inputs(self) -> tuple:
+        """Arguments of `improve`, of which number 3 is donated in the loop."""
+        state = self.state
+        return state.step, state.updates, self.keys, state.agent, self.batches
+
+    def improve(self, *inputs) -> tuple:
+        """`dueling_dqn.improve` of all agents: the updates of a vector step."""
+        function = functools.partial(dueling_dqn.improve, self.setup)
+        return self.setup.over_agents(function, (None, None, 0, 0, 0))(*inputs)
+
+    @functools.cached_property
+    def update_flops(self) -> float:
+        """Floating-point operations of the products of an update, and of the auxiliary task's beside it."""
+        return product_flops(jax.make_jaxpr(self.improve)(*self.improve_inputs).jaxpr) / self.num_updates
+
+    def loop(self) -> tuple[int, float, metrics_lib.Stopwatch]:
+        """The loop of `dueling_dqn.train`, without what it does now and then.
+
+        Returns:
+          Vector steps, seconds, and in which calls the loop spent them.
+        """
+        setup, calls = self.setup, dueling_dqn.make_calls(self.setup)
+        environments = self.open_environments()
+        time_step, first = environments.reset(), int(self.state.step)
+
+        def play(watch, step):
+            nonlocal time_step
+            self.state, time_step, _ = dueling_dqn.vector_step(
+                setup, calls, watch, environments, self.state, time_step, first + step
+            )
+
+        period = 2 * setup.steps_between_updates
+        for step in range(period):  # everything is compiled
+            play(metrics_lib.Stopwatch(), step)
+        first += period
+        jax.block_until_ready(self.state)
+        watch = metrics_lib.Stopwatch(compiled=("act", "learn", "remember"))
+        start, step = time.perf_counter(), 0
+        while time.perf_counter() - start < self.seconds or step < period:
+            play(watch, step)
+            step += 1
+        jax.block_until_ready(self.state)
+        seconds = time.perf_counter() - start
+        environments.close()
+        return step, seconds, watch
+
+
+def measure_environment(bench: DQNBench) -> Iterator[Row]:
+    """The environments alone: the limit of everything."""
+    yield "environment/rate", bench.environment_rate, "agent steps/s"
+
+
+def measure_acting(bench: DQNBench) -> Iterator[Row]:
+    """The actions of a vector step, whose frame stacks come from the host and which return to it."""
+    actor, s_t = dueling_dqn.make_actor(bench.setup), bench.time_step.s_t
+    seconds = timed(lambda: np.asarray(actor(bench.state, s_t)), bench.seconds)
+    yield "acting/time", seconds, "s"
+    yield "acting/rate", bench.num_envs / seconds, "agent steps/s"
+
+
+def measure_sampling(bench: DQNBench) -> Iterator[Row]:
+    """The memory in a vector step with updates: one row in, batches out; see `DQNBench` for its size."""
+    yield "sampling/time", timed(bench.draw, bench.seconds), "s"
+
+
+def measure_learning(bench: DQNBench) -> Iterator[Row]:
+    """The updates alone, as many in one call as a vector step has, on batches that are on the device."""
+    start = time.perf_counter()
+    improve = jax.jit(bench.improve, donate_argnums=3).lower(*bench.improve_inputs).compile()
+    yield "learning/compile", time.perf_counter() - start, "s"
+
+    def once():
+        agent, td_errors, _ = improve(*bench.improve_inputs)
+        bench.state = bench.state.replace(agent=agent)
+        return agent, td_errors
+
+    seconds = timed(once, bench.seconds) / bench.num_updates
+    yield "learning/time", seconds, "s"
+    yield "learning/rate", 1 / seconds, "updates/s"
+    yield "learning/flops_per_update", bench.update_flops / 1e9, "GFLOP"
+    share = bench.update_flops / seconds / matrix_rate(bench.seconds)
+    yield "learning/share_of_matrix_rate", 100 * share, "%"
+
+
+def measure_loop(bench: DQNBench) -> Iterator[Row]:
+    """Actor, environments and learner together.
+
+    The loop waits for the actions of a step, which need the updates of the step before, and for the
+    environments; the third share is what it takes to hand a row to the learner.
+    """
+    steps, seconds, watch = bench.loop()
+    rate = steps * bench.num_envs / seconds
+    yield "loop/rate", rate, "agent steps/s"
+    yield "loop/updates", watch.blocks["learn"] * bench.num_updates / seconds, "updates/s"
+    yield "loop/share_of_environment_rate", 100 * rate / bench.environment_rate, "%"
+    handing = watch.seconds["learn"] + watch.seconds.get("remember", 0.0)
+    yield "loop/acting_wait_share", 100 * watch.seconds["act"] / seconds, "%"
+    yield "loop/learner_call_share", 100 * handing / seconds, "%"
+    yield "loop/environment_wait_share", 100 * watch.seconds["environment"] / seconds, "%"
+
+
+# --- The door
+
+PRETRAIN_PARTS = {
     "machine": measure_machine,
     "step": measure_step,
     "data": measure_data,
     "selection": measure_selection,
     "permutations": measure_permutations,
 }
+DQN_PARTS = {
+    "machine": measure_machine,
+    "environment": measure_environment,
+    "acting": measure_acting,
+    "sampling": measure_sampling,
+    "learning": measure_learning,
+    "loop": measure_loop,
+}
+EXPERIMENTS = {
+    "pretrain": (pretrain.setup_from_config, PretrainBench, PRETRAIN_PARTS),
+    "dueling_dqn": (dueling_dqn.setup_from_config, DQNBench, DQN_PARTS),
+}
 
 
 def main(argv: list[str]) -> None:
     """Measures the parts asked for and prints them as they come."""
     del argv
-    if _CONFIG.value is None:
+    config = _CONFIG.value
+    if config is None:
         raise InputError(f"give a config by --config=FILE: {', '.join(config_lib.list_configs())}")
+    config_lib.check_known("experiment", config.get("experiment"), EXPERIMENTS)
+    setup_from_config, make_bench, parts = EXPERIMENTS[config.experiment]
     for part in _ONLY.value:
-        config_lib.check_known("part", part, MEASUREMENTS)
-    setup = pretrain.setup_from_config(_CONFIG.value)
+        config_lib.check_known("part", part, parts)
+    setup = setup_from_config(config)
     mesh_lib.setup_compilation_cache()
-    bench = Bench(setup, _SECONDS.value)
+    bench = make_bench(setup, _SECONDS.value)
     console = rich.console.Console()
     console.print(f"{metrics_lib.device_description()}, JAX {jax.__version__}")
     rows = {}
-    for part in _ONLY.value or MEASUREMENTS:
+    for part in _ONLY.value or parts:
         try:
-            for name, value, unit in MEASUREMENTS[part](bench):
+            for name, value, unit in parts[part](bench):
                 rows[name] = {"value": value, "unit": unit}
                 console.print(f"{name:42} {value:10.4g} {unit}")
         except InputError as error:
             console.print(f"{part}: left out, {error}")
     if _JSON.value:
         result = {
-            "config": _CONFIG.value.to_dict(),
+            "config": config.to_dict(),
             "device": metrics_lib.device_description(),
             "versions": metrics_lib.versions(),
             "rows": rows,

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -107,3 +109,35 @@ def test_no_cache_where_it_cannot_be_written_or_read(tmp_path, monkeypatch):
     monkeypatch.setattr(mesh_lib, "_is_intel_cpu", lambda: True)
     assert mesh_lib.setup_compilation_cache(tmp_path / "xla") is None
     assert jax.config.jax_compilation_cache_dir == before
+
+
+def test_free_memory_of_the_cpu_is_some_but_not_all_there_is():
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < mesh_lib.free_bytes(jax.devices()[0]) < physical
+
+
+def test_free_memory_in_a_container_is_what_its_limit_leaves(tmp_path, monkeypatch):
+    device = jax.devices()[0]
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemFree: 100 kB\nMemAvailable:    5000 kB\n")
+    (tmp_path / "memory.stat").write_text("anon 1000000\nfile 700000\n")
+    places = {"/proc/meminfo": tmp_path / "meminfo", "/sys/fs/cgroup": tmp_path}
+    monkeypatch.setattr(mesh_lib, "Path", lambda path: places.get(path, Path(path)))
+    assert mesh_lib.free_bytes(device) == 5000 * 1024  # there is no limit
+    (tmp_path / "memory.max").write_text("max\n")
+    assert mesh_lib.free_bytes(device) == 5000 * 1024
+    (tmp_path / "memory.max").write_text("3000000\n")
+    assert mesh_lib.free_bytes(device) == 2_000_000
+    (tmp_path / "meminfo").unlink()
+    assert mesh_lib.free_bytes(device) == 2_000_000
+    (tmp_path / "memory.stat").unlink()
+    assert mesh_lib.free_bytes(device) is None
+
+
+def test_free_memory_of_an_accelerator_is_its_own():
+    def device(stats):
+        return types.SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
+
+    assert mesh_lib.free_bytes(device({"bytes_limit": 100, "bytes_in_use": 30})) == 70
+    assert mesh_lib.free_bytes(device({"bytes_limit": 100})) == 100
+    assert mesh_lib.free_bytes(device({})) is None
+    assert mesh_lib.free_bytes(device(None)) is None

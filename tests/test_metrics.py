@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tensorboardX.proto import event_pb2
 
 from ssl_jax.runtime import metrics
+from ssl_jax.runtime.checkpoints import Checkpoints
 from ssl_jax.runtime.errors import InputError
 
 
@@ -112,6 +113,7 @@ def test_killed_run_keeps_its_lines(tmp_path):
     code = f"""
 import os, signal
 from ssl_jax.runtime import metrics
+from ssl_jax.runtime.checkpoints import Checkpoints
 writer = metrics.Metrics({str(tmp_path)!r}, resume_step=None)
 writer.write(1, {{"loss": 0.5}})
 writer.write_rows(1, {{"accuracy": [0.5]}})
@@ -196,3 +198,82 @@ def test_versions_and_device_say_what_the_numbers_depend_on():
     assert versions["python"].startswith("3.")
     assert "CPU" in metrics.device_description()
     assert "4 simulated devices" in metrics.device_description()
+
+
+def test_the_stopwatch_counts_the_first_block_that_compiles_apart():
+    watch = metrics.Stopwatch({"step": 2.0})
+    for _ in range(3):
+        with watch("step", compiles=True):
+            pass
+        with watch("data"):
+            pass
+    assert watch.blocks == {"compilation": 1, "step": 2, "data": 3}
+    assert watch.seconds.keys() == {"step", "compilation", "data"}
+    assert watch.seconds["step"] >= 2
+
+
+def test_a_lap_is_what_came_since_the_last(monkeypatch):
+    clock = iter(range(0, 1000, 3))  # every block takes three seconds
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
+    watch = metrics.Stopwatch({"step": 40.0})
+    for part in ("step", "step", "data"):
+        with watch(part):
+            pass
+    assert watch.lap() == ({"step": 6, "data": 3}, {"step": 2, "data": 1})
+    with watch("step"):
+        pass
+    seconds, blocks = watch.lap()
+    assert (seconds["step"], blocks["step"]) == (3, 1)
+    assert (seconds["data"], blocks["data"], seconds["never"], blocks["never"]) == (0, 0, 0, 0)
+    assert watch.seconds == {"step": 49, "data": 3}
+    assert not any(watch.lap()[1].values())
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    """A ledger over a checkpoint of step 3; and what it writes, once closed."""
+    writer, checkpoints = metrics.Metrics(tmp_path, resume_step=None), Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(3, {"x": np.zeros(2)}, {})
+    yield metrics.Ledger(writer, checkpoints, "try another rate")
+    writer.close()
+    checkpoints.close()
+
+
+def test_a_page_has_means_over_the_steps_that_had_the_number(ledger, tmp_path):
+    ledger.enter(4, {"a": jnp.float32(1), "b": 10})
+    ledger.enter(5, {"a": 2.0})
+    ledger.enter(6, {"a": np.float32(6), "c": -1})
+    line = ledger.write_page(6, {"epsilon": 0.5})
+    assert line == {"a": 3, "b": 10, "c": -1, "epsilon": 0.5}
+    ledger.enter(7, {"a": 8})
+    ledger.close_page()  # writes nothing yet
+    ledger.enter(8, {"a": 9})
+    assert ledger.write_page(8) == {"a": 8.5}
+    assert ledger.write_page(9) == {}
+    assert metrics.read(tmp_path / "metrics.jsonl") == [
+        {"step": 6, "a": 3, "b": 10, "c": -1, "epsilon": 0.5},
+        {"step": 8, "a": 8.5},
+        {"step": 9},
+    ]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_stops_the_run_and_says_where_to_go_back_to(bad, ledger, tmp_path):
+    ledger.enter(4, {"train/a": 1.0})
+    ledger.enter(5, {"train/a": 1.0, "train/b": jnp.float32(bad)})  # not read yet
+    sentence = f"train/b is {bad} at step 5 and the last good checkpoint is of step 3: try another rate."
+    with pytest.raises(InputError) as caught:
+        ledger.enter(6, {"train/a": 1.0})
+    assert str(caught.value) == sentence
+    assert metrics.read(tmp_path / "metrics.jsonl") == []
+
+
+def test_what_is_not_finite_is_found_before_a_page_is_closed(tmp_path):
+    writer, checkpoints = metrics.Metrics(tmp_path, resume_step=None), Checkpoints(tmp_path / "checkpoints")
+    for finish in ("close_page", "write_page"):
+        ledger = metrics.Ledger(writer, checkpoints, "try another rate")
+        ledger.enter(1, {"loss": math.nan})
+        with pytest.raises(InputError, match="loss is nan at step 1 and there is no checkpoint: try another"):
+            getattr(ledger, finish)(*([1] if finish == "write_page" else []))
+    writer.close()
+    checkpoints.close()

@@ -426,15 +426,3 @@ def test_tiles_that_are_too_small_for_the_network_are_named():
     setup = pretrain.setup_from_config(load("paper", **small))
     with pytest.raises(InputError, match="32 x 32 pixels are too small for CaffeNet"):
         pretrain.create_state(setup, jax.random.PRNGKey(0))
-
-
-def test_the_stopwatch_counts_the_first_block_that_compiles_apart():
-    watch = pretrain.Stopwatch({"step": 2.0})
-    for _ in range(3):
-        with watch("step", compiles=True):
-            pass
-        with watch("data"):
-            pass
-    assert watch.blocks == {"compilation": 1, "step": 2, "data": 3}
-    assert watch.seconds.keys() == {"step", "compilation", "data"}
-    assert watch.seconds["step"] >= 2

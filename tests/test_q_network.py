@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from ssl_jax.networks import q_network
-from ssl_jax.networks.q_network import NatureTrunk, QNetwork
+from ssl_jax.networks.q_network import NatureTrunk, QNetwork, trunk_from_encoder
+from ssl_jax.runtime.errors import InputError
 
 KEY = jax.random.key(0)
 STACKS = np.random.default_rng(0).integers(256, size=(2, 84, 84, 4), dtype=np.uint8)
@@ -153,6 +154,54 @@ def test_parameters_of_a_trunk_fit_into_the_network(dueling):
     maps = jax.jit(trunk.apply)({"params": other}, STACKS)
     _, _, features = answers(network, {**params, "trunk": other}, STACKS)
     np.testing.assert_allclose(features, maps.reshape(2, -1), rtol=1e-5, atol=1e-6)
+
+
+def made_up_trunk(channels):
+    """An encoder's parameters: noise of the size of fresh ones."""
+    rng = np.random.default_rng(channels)
+    shapes = {"conv1": (8, 8, channels, 32), "conv2": (4, 4, 32, 64), "conv3": (3, 3, 64, 64)}
+    draw = lambda *shape: rng.normal(0, math.prod(shape[:-1]) ** -0.5, shape).astype(np.float32)
+    return {name: {"kernel": draw(*shape), "bias": draw(1, shape[-1])[0]} for name, shape in shapes.items()}
+
+
+def test_a_trunk_for_colours_answers_a_stack_of_equal_frames_as_the_grey_picture():
+    encoder = made_up_trunk(3)
+    trunk = trunk_from_encoder(encoder, 4)
+    grey = np.random.default_rng(2).integers(256, size=(8, 8), dtype=np.uint8)
+    colour, stack = np.repeat(grey[:, :, None], 3, 2) / 255, np.repeat(grey[:, :, None], 4, 2) / 255
+    by_hand = np.einsum("hwc,hwco->o", colour, encoder["conv1"]["kernel"]) + encoder["conv1"]["bias"]
+    ours = np.einsum("hwc,hwco->o", stack, trunk["conv1"]["kernel"]) + trunk["conv1"]["bias"]
+    np.testing.assert_allclose(ours, by_hand, rtol=1e-4, atol=1e-5)
+    for frame in range(4):  # each frame has the same share
+        np.testing.assert_allclose(
+            trunk["conv1"]["kernel"][:, :, frame], encoder["conv1"]["kernel"].sum(2) / 4, rtol=1e-5, atol=1e-6
+        )
+    for name in ("conv2", "conv3"):
+        np.testing.assert_array_equal(trunk[name]["kernel"], encoder[name]["kernel"])
+    pictures = np.random.default_rng(3).integers(256, size=(1, 36, 36, 1), dtype=np.uint8)
+    maps = jax.jit(lambda params, x: NatureTrunk().apply({"params": params}, x))
+    np.testing.assert_allclose(
+        maps(trunk, pictures.repeat(4, 3)), maps(encoder, pictures.repeat(3, 3)), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_trunk_for_stacks_of_that_length_is_taken_as_it_is():
+    encoder = made_up_trunk(4)
+    for name, layer in trunk_from_encoder(encoder, 4).items():
+        np.testing.assert_array_equal(layer["kernel"], encoder[name]["kernel"])
+        np.testing.assert_array_equal(layer["bias"], encoder[name]["bias"])
+
+
+def test_an_encoder_of_another_shape_is_no_trunk():
+    encoder = made_up_trunk(3)
+    wrong = {
+        r"conv1 has a kernel of shape \(11, 11, 3, 96\)": {"conv1": {"kernel": np.zeros((11, 11, 3, 96))}},
+        r"conv2 has a kernel of shape \(3, 3, 32, 64\)": {"conv2": {"kernel": np.zeros((3, 3, 32, 64))}},
+        r"conv3 has a kernel of shape \(0,\)": {"conv3": {}},
+    }
+    for sentence, layers in wrong.items():
+        with pytest.raises(InputError, match=sentence + r".*config\.encoder\.name=nature\.$"):
+            trunk_from_encoder(encoder | layers, 4)
 
 
 def q_loss(q):

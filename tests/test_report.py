@@ -510,20 +510,23 @@ onload = () => {
 </script>"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs the browser `chromium`")
-def test_in_a_browser_the_page_fits_wide_and_narrow_windows(report, tmp_path):
-    # The page as it is, its own ban on scripts included, in frames measured from around it.
+def in_a_browser(report: Path, tmp_path: Path) -> dict[str, list]:
+    """Colour scheme -> width, scroll width, pictures drawn and background, in a wide and a narrow window.
+
+    The page is as it is, its own ban on scripts included, in frames measured from around it.
+    """
     frame = '<iframe style="border:0;height:900px;width:{}px" srcdoc="{}"></iframe>'
     source = html.escape(report.read_text())
     frames = "".join(frame.format(width, source) for width in (1280, 420))
     (tmp_path / "measure.html").write_text(MEASURE.replace("$frames", frames))
-    for scheme, background in ((1, "rgb(246, 247, 249)"), (0, "rgb(20, 24, 29)")):
+    found = {}
+    for scheme, code in (("light", 1), ("dark", 0)):
         browser = subprocess.run(
             [
                 CHROMIUM,
                 *FLAGS,
                 f"--user-data-dir={tmp_path / 'profile'}",
-                f"--blink-settings=preferredColorScheme={scheme}",
+                f"--blink-settings=preferredColorScheme={code}",
                 "--dump-dom",
                 f"file://{tmp_path / 'measure.html'}",
             ],
@@ -532,5 +535,12 @@ def test_in_a_browser_the_page_fits_wide_and_narrow_windows(report, tmp_path):
             timeout=90,
             check=True,
         )
-        found = json.loads(re.search("<title>(.*)</title>", browser.stdout)[1])
-        assert found == [[1280, 1280, 13, background], [420, 420, 13, background]]
+        found[scheme] = json.loads(re.search("<title>(.*)</title>", browser.stdout)[1])
+    return found
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs the browser `chromium`")
+def test_in_a_browser_the_page_fits_wide_and_narrow_windows(report, tmp_path):
+    found = in_a_browser(report, tmp_path)
+    for scheme, background in (("light", "rgb(246, 247, 249)"), ("dark", "rgb(20, 24, 29)")):
+        assert found[scheme] == [[1280, 1280, 13, background], [420, 420, 13, background]]

@@ -142,3 +142,11 @@ class Environments:
             episode_return=self._return,
             episode_length=info["elapsed_step"],
         )
+
+
+def num_actions(protocol: Protocol) -> int:
+    """How many actions the game has under a protocol; starts no emulator."""
+    import envpool
+
+    spec = envpool.make_spec(f"{protocol.game}-v5", full_action_space=protocol.full_action_space)
+    return int(spec.action_space.n)

@@ -114,3 +114,27 @@ def summarize(returns: np.ndarray, seed: int = 0) -> dict[str, float]:
         "return_max": float(returns.max()),
         "episodes": len(returns),
     }
+
+
+def seed_interval(returns: np.ndarray) -> dict[str, float]:
+    """How far another training would be off: returns [S, episodes] -> mean, IQM and interval over seeds.
+
+    Agarwal et al., "Deep reinforcement learning at the edge of the statistical precipice", NeurIPS 2021:
+    95 % percentile bootstrap over the seeds' mean scores.
+    """
+    # Here, for they take seconds to import.
+    from rliable import library as rliable
+    from rliable import metrics as rliable_metrics
+
+    scores = {"agent": returns.mean(1)[:, None]}  # [seeds, games]
+    estimate = lambda x: np.array([rliable_metrics.aggregate_mean(x), rliable_metrics.aggregate_iqm(x)])
+    points, intervals = rliable.get_interval_estimates(scores, estimate, reps=2000)
+    (mean, iqm), (low, high) = points["agent"], intervals["agent"]
+    return {
+        "mean": float(mean),
+        "interval_low": float(low[0]),
+        "interval_high": float(high[0]),
+        "iqm": float(iqm),
+        "iqm_low": float(low[1]),
+        "iqm_high": float(high[1]),
+    }

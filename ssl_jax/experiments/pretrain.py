@@ -6,16 +6,12 @@ shuffled on the device, the network names the permutation. Every `period` steps 
 the network does under each permutation on a held-out slice of the training data.
 """
 
-import collections
-import contextlib
 import dataclasses
 import functools
 import json
-import math
 import shlex
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +40,7 @@ from ssl_jax.selection import PLAYERS, Evaluation, Player, group_permutations
 Metrics = dict[str, jax.Array]
 RESULTS_FILE = "results.json"
 VALIDATION_GROUPS = 10  # groups of permutations whose worst is reported
+ADVICE = "try a lower config.train.learning_rate, or a longer config.train.warmup_steps"
 
 
 @flax.struct.dataclass
@@ -442,36 +439,6 @@ class SkillMeter:
         return Evaluation(accuracy=total["correct"] / count, ratio=total["ratio"] / count)
 
 
-class Stopwatch:
-    """Seconds spent in named parts of a run, over all its resumptions.
-
-        with stopwatch("data"):
-            batch = next(batches)
-
-    Attributes:
-      seconds: part -> seconds; JSON, saved with every checkpoint.
-      blocks: part -> how often it ran in this process.
-    """
-
-    def __init__(self, seconds: Mapping[str, float] | None = None):
-        self.seconds = dict(seconds or {})
-        self.blocks = collections.Counter()
-        self._compiled = set()
-
-    @contextlib.contextmanager
-    def __call__(self, part: str, *, compiles: bool = False) -> Iterator[None]:
-        """Adds the seconds of the block to a part; if it compiles, of its first run to "compilation"."""
-        if compiles and part not in self._compiled:
-            self._compiled.add(part)
-            part = "compilation"
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
-            self.blocks[part] += 1
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Surroundings:
     """Where a run reads and writes; opened by `run`, used by its loop."""
@@ -482,7 +449,7 @@ class Surroundings:
     batches: pipeline.TrainBatches
     checkpoints: Checkpoints
     metrics: metrics_lib.Metrics
-    stopwatch: Stopwatch
+    stopwatch: metrics_lib.Stopwatch
 
 
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -530,7 +497,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         batches=batches,
         checkpoints=checkpoints,
         metrics=metrics_lib.Metrics(workdir, resume_step=restored[0] if restored else None),
-        stopwatch=Stopwatch(seconds),
+        stopwatch=metrics_lib.Stopwatch(seconds),
     )
     try:
         state = train(setup, around, state)
@@ -585,7 +552,8 @@ def train(setup: Setup, around: Surroundings, state: State) -> State:
     player_sees = jax.jit(functools.partial(observe, setup))
     selection_skill = skill_meter(setup, around, "selection") if period else None
     validation_skill = skill_meter(setup, around, "validation")
-    watch, ledger = around.stopwatch, Ledger(setup, around)
+    watch = around.stopwatch
+    ledger = metrics_lib.Ledger(around.metrics, around.checkpoints, ADVICE)
     due = lambda every: step % every == 0 or step == last
     with (
         StopSignal() as stop,
@@ -599,23 +567,24 @@ def train(setup: Setup, around: Surroundings, state: State) -> State:
                 state, scalars = step_function(state, batch)
                 step += 1
                 # One step behind, so that the device always has the next step queued.
-                ledger.enter(step, scalars)
+                ledger.enter(step, {f"train/{name}": value for name, value in scalars.items()})
             if period and step % period == 0:
                 ledger.close_page()
                 with watch("selection", compiles=True):
                     evaluation = selection_skill(state)
                     state, seen = player_sees(state, evaluation)
                     jax.block_until_ready(state)
-                ledger.write(step, {f"selection/{name}": value for name, value in seen.items()})
+                around.metrics.write(step, {f"selection/{name}": value for name, value in seen.items()})
                 write_selection(setup, around, state, evaluation, step)
                 progress.update(step, {"reward": float(seen["reward"])} if "reward" in seen else {})
             if due(setup.train.log_every):
-                progress.update(step, ledger.write_page(step))
+                line = ledger.write_page(step, rates(setup, watch))
+                progress.update(step, {name: line[f"train/{name}"] for name in ("loss", "accuracy")})
             if due(setup.train.validate_every):
                 ledger.close_page()
                 with watch("validation", compiles=True):
                     held_out = validation_metrics(validation_skill(state))
-                ledger.write(step, held_out)
+                around.metrics.write(step, held_out)
                 progress.update(step, {"val": held_out["val/accuracy"]})
                 save(around, step, state, held_out)
             elif due(setup.train.checkpoint_every):
@@ -626,76 +595,20 @@ def train(setup: Setup, around: Surroundings, state: State) -> State:
         ledger.close_page()
         save(around, step, state, {})
         around.checkpoints.wait()
-        command = shlex.join(["python", *sys.orig_argv[1:]])
-        print(f"Stopped at step {step} and saved; to go on: {command}", file=sys.stderr)
-        sys.exit(128 + stop.received)
+        stop.leave(step)
     return state
 
 
-class Ledger:
-    """The numbers of the steps since the last line of metrics, and the guard over them."""
-
-    def __init__(self, setup: Setup, around: Surroundings):
-        self._setup = setup
-        self._around = around
-        self._pending: tuple[int, Metrics] | None = None
-        self._open()
-
-    def _open(self):
-        watch = self._around.stopwatch
-        self._page, self._seconds, self._blocks = [], dict(watch.seconds), watch.blocks.copy()
-
-    def enter(self, step: int, scalars: Metrics) -> None:
-        """Takes the scalars of a step, still being computed, and reads those of the step before."""
-        previous, self._pending = self._pending, (step, scalars)
-        if previous is not None:
-            self._read(*previous)
-
-    def close_page(self) -> None:
-        """Waits for the last step and reads it.
-
-        Raises:
-          InputError: a number is not finite.
-        """
-        if self._pending is not None:
-            self._read(*self._pending)
-            self._pending = None
-
-    def _read(self, step, scalars):
-        values = {f"train/{name}": float(value) for name, value in scalars.items()}
-        for name, value in values.items():
-            if not math.isfinite(value):
-                self._around.checkpoints.wait()
-                good = self._around.checkpoints.latest_step
-                saved = (
-                    "there is no checkpoint"
-                    if good is None
-                    else f"the last good checkpoint is of step {good}"
-                )
-                raise InputError(
-                    f"{name} is {value} at step {step} and {saved}: try a lower "
-                    "config.train.learning_rate, or a longer config.train.warmup_steps."
-                )
-        self._page.append(values)
-
-    def write_page(self, step: int) -> dict[str, float]:
-        """Writes the means since the last page; returns what the progress bar shows."""
-        self.close_page()
-        means = {name: sum(v[name] for v in self._page) / len(self._page) for name in self._page[0]}
-        watch = self._around.stopwatch
-        steps = watch.blocks["step"] - self._blocks["step"]
-        if steps:  # none, where the only one was compiled
-            data, working = (watch.seconds[part] - self._seconds.get(part, 0.0) for part in ("data", "step"))
-            working += data
-            means["time/images_per_second"] = steps * self._setup.train.batch_size / working
-            means["time/data_wait_share"] = data / working
-        self.write(step, means)
-        self._open()
-        return {"loss": means["train/loss"], "accuracy": means["train/accuracy"]}
-
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes a line of metrics."""
-        self._around.metrics.write(step, values)
+def rates(setup: Setup, watch: metrics_lib.Stopwatch) -> dict[str, float]:
+    """What the steps since the last line of metrics took; nothing where the only one was compiled."""
+    seconds, blocks = watch.lap()
+    if not blocks["step"]:
+        return {}
+    working = seconds["data"] + seconds["step"]
+    return {
+        "time/images_per_second": blocks["step"] * setup.train.batch_size / working,
+        "time/data_wait_share": seconds["data"] / working,
+    }
 
 
 def skill_meter(setup: Setup, around: Surroundings, split: str) -> SkillMeter:

@@ -2,7 +2,8 @@
 
 from ssl_jax.networks.caffenet import CaffeNet
 from ssl_jax.networks.compact import Compact
+from ssl_jax.networks.q_network import NatureTrunk
 
-__all__ = ["ENCODERS", "CaffeNet", "Compact"]
+__all__ = ["ENCODERS", "CaffeNet", "Compact", "NatureTrunk"]
 
-ENCODERS = {"caffenet": CaffeNet, "compact": Compact}
+ENCODERS = {"caffenet": CaffeNet, "compact": Compact, "nature": NatureTrunk}

@@ -11,14 +11,17 @@ van Hasselt et al., "Deep reinforcement learning with double Q-learning", arXiv 
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ssl_jax.networks.layers import Conv
+from ssl_jax.runtime.errors import InputError
 
 # U(-1 / sqrt(fan in), 1 / sqrt(fan in)), with which DQN has been trained since its Torch original.
 KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -136,6 +139,37 @@ class QNetwork(nn.Module):
         if self.auxiliary_classes:
             self.auxiliary(s)
         return self(s)
+
+
+def trunk_from_encoder(
+    encoder: Mapping[str, Mapping[str, Any]], stack: int
+) -> dict[str, dict[str, jax.Array]]:
+    """Parameters of a `NatureTrunk` for grey stacks, from those of one for colour pictures or for stacks.
+
+    A kernel for c channels is summed over them, as a grey picture has the same value in all, and spread
+    evenly over the frames, as Carreira and Zisserman 2017 (Sec. 2) inflate kernels in time: a stack of equal
+    frames then gets the answers that the grey picture got.
+
+    Args:
+      encoder: conv1, conv2 and conv3, each with kernel and bias.
+      stack: frames that the new trunk sees.
+
+    Raises:
+      InputError: the encoder is no Nature trunk.
+    """
+    shapes = {"conv1": (8, 8, -1, 32), "conv2": (4, 4, 32, 64), "conv3": (3, 3, 64, 64)}
+    for name, wanted in shapes.items():
+        shape = np.shape(encoder.get(name, {}).get("kernel", ()))
+        if len(shape) != 4 or any(size not in (-1, found) for size, found in zip(wanted, shape, strict=True)):
+            raise InputError(
+                f"the encoder's {name} has a kernel of shape {shape}, where the trunk of a Q-network has "
+                f"{wanted} (-1: any): train one with config.encoder.name=nature."
+            )
+    trunk = {name: dict(encoder[name]) for name in shapes}
+    kernel = trunk["conv1"]["kernel"]
+    if kernel.shape[2] != stack:
+        trunk["conv1"]["kernel"] = np.repeat(kernel.sum(2, keepdims=True) / stack, stack, axis=2)
+    return jax.tree.map(jnp.asarray, trunk)
 
 
 def scale_gradient(x: jax.Array, scale: float) -> jax.Array:

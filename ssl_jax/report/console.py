@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ssl_jax.report import page
+from ssl_jax.report import page, playing, pretraining
 
 
 def print_results(workdir: str | Path, console: Console | None = None) -> None:
@@ -21,12 +21,35 @@ def print_results(workdir: str | Path, console: Console | None = None) -> None:
     """
     run = page.read(workdir)
     console = console or Console()
-    console.print(_numbers(run))
-    if page.probe_means(run):
-        console.print(_probe(run))
+    if run.experiment == "dueling_dqn":
+        console.print(_scores(run))
+    else:
+        console.print(_numbers(run))
+        if pretraining.probe_means(run):
+            console.print(_probe(run))
     report = run.workdir / "report.html"
     if report.is_file():
         console.print(Text(f"Report: {report}"), soft_wrap=True)
+
+
+def _scores(run: page.Run) -> Table:
+    rows = playing.score_rows(run)
+    seeds = any(row.over_seeds != "–" for row in rows)
+    table = Table(title=Text(f"Scores on {playing.game(run)}"), title_justify="left")
+    table.add_column("agent")
+    for head in ("score", "95 % interval", *(["over seeds"] if seeds else []), "episodes"):
+        table.add_column(head, justify="right")
+    for of_paper in (False, True):
+        for row in rows:
+            if row.of_paper == of_paper:
+                name = f"{row.name} (paper)" if of_paper else row.name
+                over = [row.over_seeds] if seeds else []
+                table.add_row(Text(name), row.score, row.interval, *over, row.episodes)
+        table.add_section()
+    if any(row.of_paper for row in rows):
+        table.caption = "The paper does not state the protocol of its scores."
+        table.caption_justify = "left"
+    return table
 
 
 def _numbers(run: page.Run) -> Table:
@@ -47,7 +70,7 @@ def _numbers(run: page.Run) -> Table:
 
 
 def _probe(run: page.Run) -> Table:
-    means = page.probe_means(run)
+    means = pretraining.probe_means(run)
     table = Table(title="Linear probe of the frozen encoder, F1", title_justify="left")
     table.add_column("category")
     for encoder in means:
@@ -55,7 +78,7 @@ def _probe(run: page.Run) -> Table:
     compared = {"trained", "random"} <= means.keys()
     if compared:
         table.add_column("trained − random", justify="right")
-    rows = page.probe_table(run, "by_category")
+    rows = pretraining.probe_table(run, "by_category")
     for name, f1 in (*rows.items(), ("mean", means)):
         cells = [page.score(f1.get(encoder)) for encoder in means]
         if compared:

@@ -20,6 +20,7 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.colors import BoundaryNorm, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from PIL import Image
 
 INK, MUTED, GRID = "#1f2933", "#66717e", "#e4e8ec"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -28,6 +29,7 @@ ENCODERS = ("#0072b2", "#8b97a4", "#c6cdd4")  # the encoder in question, then it
 WIDTH = 4.9  # inches; two such figures stand side by side on the page
 HEIGHT = 2.75
 PIXELS_AN_INCH = 200
+AGENT_STEPS = "agent steps of one agent"  # what `step` counts where games are played
 
 _styled = matplotlib.rc_context(
     {
@@ -80,22 +82,28 @@ def curves(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     *,
     ylabel: str,
+    xlabel: str = "training step",
     percent: bool = False,
+    log: bool = False,
     reference: tuple[str, float] | None = None,
+    width: float = WIDTH,
 ) -> Figure:
-    """Numbers over training steps.
+    """Numbers over training steps, or over another count.
 
     A long series is drawn twice: as given, in pale, and its moving average on top.
 
     Args:
       series: label -> (steps [T], values [T]).
       ylabel: name and unit of the values.
+      xlabel: what is counted on the other axis.
       percent: the values are shares between 0 and 1, to be read as percentages from 0 up.
+      log: the values are drawn on a logarithmic scale, which shows those above 0 only.
       reference: (label, value) of a dashed horizontal line, such as chance.
+      width: of the figure, in inches.
     """
-    figure = Figure(figsize=(WIDTH, HEIGHT))
+    figure = Figure(figsize=(width, HEIGHT))
     axes = figure.add_subplot()
-    for (label, (steps, values)), color in zip(series.items(), SERIES * len(series), strict=False):
+    for (label, (steps, values)), (color, dashes) in zip(series.items(), _looks(len(series)), strict=True):
         window = len(values) // 25
         noisy = window > 1
         marker = "o" if len(values) < 15 else None
@@ -103,6 +111,7 @@ def curves(
             steps,
             values,
             color=color,
+            linestyle=dashes,
             alpha=0.28 if noisy else 1.0,
             linewidth=0.9 if noisy else None,
             label=None if noisy else label,
@@ -110,15 +119,58 @@ def curves(
             markersize=3.5,
         )
         if noisy:
-            axes.plot(steps, _moving_average(values, window), color=color, label=label)
+            axes.plot(steps, _moving_average(values, window), color=color, linestyle=dashes, label=label)
     if reference is not None:
         axes.axhline(reference[1], color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)), label=reference[0])
     if percent:
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1.0))
         axes.set_ylim(bottom=0)
-    _steps_axis(axes)
+    if log:
+        axes.set_yscale("log")
+    _steps_axis(axes, xlabel)
     axes.set_ylabel(ylabel)
     if len(series) > 1 or reference is not None:
+        _legend_above(axes)
+    return figure
+
+
+@_styled
+def returns(
+    scores: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    bands: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]] | None = None,
+    seeds: Sequence[tuple[Sequence[float], Sequence[float]]] = (),
+    references: Mapping[str, float] | None = None,
+    width: float = WIDTH,
+) -> Figure:
+    """Scores of evaluations over training.
+
+    Args:
+      scores: label -> (agent steps [T], mean scores [T]).
+      bands: some of the labels -> (agent steps [T], lower ends [T], upper ends [T]) of an interval.
+      seeds: (agent steps [T], scores [T]) of single agents, drawn thin and without a label.
+      references: label -> score of a dashed horizontal line. One that is further from the scores than
+        they are from each other would flatten them, and is left out.
+      width: of the figure, in inches.
+    """
+    figure = Figure(figsize=(width, HEIGHT))
+    axes = figure.add_subplot()
+    for steps, values in seeds:
+        axes.plot(steps, values, color=MUTED, alpha=0.45, linewidth=0.8)
+    for (label, (steps, values)), (color, dashes) in zip(scores.items(), _looks(len(scores)), strict=True):
+        if label in (bands or {}):
+            axes.fill_between(*bands[label], color=color, alpha=0.16, linewidth=0)
+        marker = "o" if len(values) < 15 else None
+        axes.plot(steps, values, color=color, linestyle=dashes, marker=marker, markersize=3.5, label=label)
+    low, high = axes.dataLim.intervaly
+    for name, value in (references or {}).items():
+        if 2 * low - high <= value <= 2 * high - low:
+            axes.axhline(value, color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)))
+            beside = {"transform": axes.get_yaxis_transform(), "verticalalignment": "center"}
+            axes.text(1.01, value, name, color=MUTED, fontsize=8, **beside)
+    _steps_axis(axes, AGENT_STEPS)
+    axes.set_ylabel("score")
+    if len(scores) > 1:
         _legend_above(axes)
     return figure
 
@@ -175,6 +227,67 @@ def tiles(
         order = textwrap.shorten(" ".join(map(str, permutation)), width=26, placeholder=" …")
         puzzle.set_title(f"class {label}: {order}", fontsize=8.5, pad=3)
     return figure
+
+
+@_styled
+def stacks(s: np.ndarray, inputs: np.ndarray | None = None, labels: Sequence[int] | None = None) -> Figure:
+    """Frame stacks, one a row, beside what the auxiliary task made of them.
+
+    Args:
+      s: uint8 [n, H, W, T], the newest frame last. After the frames comes how far each pixel moved
+        between its darkest and its brightest, in which all that moves is bright.
+      inputs: the auxiliary task's inputs, of the same shape; None if there is no task.
+      labels: int [n], the class to be named for each input.
+    """
+    s = np.asarray(s)
+    n, height, width, frames = s.shape
+    motion = s.max(-1, keepdims=True) - s.min(-1, keepdims=True)
+    blocks = [np.concatenate([s, motion], -1)] + ([] if inputs is None else [np.asarray(inputs)])
+    columns = [block.shape[-1] for block in blocks]
+    inch = 2.05 * WIDTH / (2 * frames + 1.6)  # of a frame
+    figure = Figure(figsize=(inch * (sum(columns) + 0.6), n * (inch * height / width + 0.27)))
+    rows = figure.subplots(n, len(blocks), squeeze=False, width_ratios=columns)
+    names = [f"t−{age}" for age in range(frames - 1, 0, -1)] + ["t", "motion"]
+    for i, row in enumerate(rows):
+        for axes, block in zip(row, blocks, strict=True):
+            strip = _mosaic(np.moveaxis(block[i], -1, 0)[..., None] / 255, block.shape[-1], gap=4)
+            axes.imshow(strip[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.set_axis_off()
+        if i == 0:
+            for k, name in enumerate(names):
+                row[0].text(k * (width + 4) + width / 2, -3, name, ha="center", va="bottom", fontsize=8.5)
+        if inputs is not None and labels is not None:
+            row[1].set_title(f"class {int(labels[i])}", fontsize=8.5, pad=3)
+    return figure
+
+
+def gif(frames: np.ndarray, frames_per_second: float, scale: int = 1) -> bytes:
+    """An animated GIF that plays forever.
+
+    Frames that are equal become one that is shown as long as all of them.
+
+    Args:
+      frames: uint8 [F, H, W], grey, or [F, H, W, 3]; at least one.
+      frames_per_second: speed. A GIF counts hundredths of a second, so single frames are shown a
+        little shorter or longer, such that the whole is right.
+      scale: pixels of the GIF, across and down, for a pixel of a frame.
+    """
+    some = np.concatenate(frames[:: -(-len(frames) // 16)])  # up to 16 frames decide the palette
+    palette = Image.fromarray(some).convert("RGB").quantize(64)
+    size = (frames.shape[2] * scale, frames.shape[1] * scale)
+    pictures = [
+        Image.fromarray(frame)
+        .convert("RGB")
+        .quantize(palette=palette, dither=Image.Dither.NONE)
+        .resize(size, Image.Resampling.NEAREST)
+        for frame in frames
+    ]
+    ends = np.round(np.arange(1, len(frames) + 1) * 100 / frames_per_second).astype(int)
+    durations = (10 * np.diff(ends, prepend=0)).tolist()  # milliseconds
+    buffer = io.BytesIO()
+    first, *others = pictures
+    first.save(buffer, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
+    return buffer.getvalue()
 
 
 @_styled
@@ -336,14 +449,22 @@ def probe_bars(scores: Mapping[str, Mapping[str, float]], *, xlabel: str) -> Fig
     return figure
 
 
-def _steps_axis(axes: Axes) -> None:
-    axes.set_xlabel("training step")
+def _looks(count: int) -> list[tuple[str, str]]:
+    """Colour and style of each line; the style changes once the colours are used up."""
+    styles = ("-", "--", ":", "-.")
+    return [(SERIES[i % len(SERIES)], styles[i // len(SERIES) % len(styles)]) for i in range(count)]
+
+
+def _steps_axis(axes: Axes, xlabel: str = "training step") -> None:
+    axes.set_xlabel(xlabel)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
 def _legend_above(axes: Axes) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4)
+    longest = max(len(label) for label in axes.get_legend_handles_labels()[1])
+    fitting = int(14 * axes.figure.get_figwidth()) // (longest + 5)  # 14 characters an inch
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=min(4, max(1, fitting)))
 
 
 def _color_bar(figure: Figure, mesh: QuadMesh, label: str) -> Colorbar:

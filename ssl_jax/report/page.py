@@ -1,5 +1,8 @@
 """Builds `report.html`, the page about one run, from the run's work directory and nothing else.
 
+Here is what every page shares: reading a run, the pieces of HTML and the style. What a page says is in
+`pretraining` and `playing`, one module a kind of experiment; `comparison` is a page about several runs.
+
 The page is one file: pictures are inlined, there are no scripts, and nothing is loaded from
 anywhere, so that it can be mailed, archived and opened years later. A run that has not finished
 gets a page of what is there.
@@ -14,7 +17,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -25,6 +28,7 @@ from matplotlib.image import imread, imsave
 
 from ssl_jax.report import figures
 from ssl_jax.runtime import metrics
+from ssl_jax.runtime.config import check_known
 from ssl_jax.runtime.errors import InputError
 
 _HEAVY = 300_000  # bytes of a PNG
@@ -76,27 +80,46 @@ class Run:
         )
 
     @property
+    def experiment(self) -> str:
+        """Name of the experiment that made the run, such as `dueling_dqn`."""
+        return self.config.get("experiment", "pretrain")
+
+    @property
     def permutations(self) -> int | None:
         """Size P of the permutation set, where the files tell."""
         if "num" in self.part("permutations"):
             return self.part("permutations")["num"]
         return self.accuracy.shape[1] if self.selection else None
 
+    def figure_path(self, name: str) -> Path:
+        """Where the figure of that name is, or will be."""
+        return self.workdir / "figures" / f"{name}.png"
+
     def part(self, name: str) -> dict[str, Any]:
         """A part of the results; empty where the run has none."""
         return self.results.get(name) or {}
 
-    def series(self, name: str) -> tuple[list[float], list[float]]:
-        """Steps and values of one metric; a step logged again after a resume counts once."""
-        finite = {line["step"]: line[name] for line in self.metrics if _is_finite(line.get(name, None))}
-        steps = sorted(finite)
-        return steps, [finite[step] for step in steps]
+    def series(self, name: str, over: str = "step") -> tuple[list[float], list[float]]:
+        """Values of one metric over the steps, or over another metric that was logged with it.
+
+        A step logged again after a resume counts once.
+
+        Returns:
+          Abscissae and values, in the order of the steps; numbers that are missing or NaN are left out.
+        """
+        points = {
+            line["step"]: (line[over], line[name])
+            for line in self.metrics
+            if is_finite(line.get(over)) and is_finite(line.get(name))
+        }
+        ordered = [points[step] for step in sorted(points)]
+        return [x for x, _ in ordered], [y for _, y in ordered]
 
     def last(self, name: str) -> float | None:
         """The final value of a metric, or the newest one if the run has not finished."""
         final = self.part("final").get(name)
         values = self.series(name)[1]
-        return final if _is_finite(final) else (values[-1] if values else None)
+        return final if is_finite(final) else (values[-1] if values else None)
 
 
 def read(workdir: str | Path) -> Run:
@@ -121,12 +144,12 @@ def read(workdir: str | Path) -> Run:
         results=_read_object(workdir / "results.json"),
     )
     for number, line in enumerate(run.metrics, 1):
-        if not _is_finite(line.get("step")):
+        if not is_finite(line.get("step")):
             raise InputError(f"Line {number} of '{workdir / metrics.METRICS_FILE}' should have a 'step'.")
     for number, line in enumerate(run.selection, 1):
         rows = [line.get(name) for name in ("accuracy", "probability", "group")]
         lengths = {len(row) if isinstance(row, list) else 0 for row in rows}
-        if lengths != {len(run.selection[0].get("group", ()))} or not _is_finite(line.get("step")):
+        if lengths != {len(run.selection[0].get("group", ()))} or not is_finite(line.get("step")):
             raise InputError(
                 f"Line {number} of '{workdir / metrics.SELECTION_FILE}' should have a 'step' and "
                 "lists 'accuracy', 'probability' and 'group', each with one entry a permutation."
@@ -143,38 +166,66 @@ def build(workdir: str | Path) -> Path:
       The path of the page.
 
     Raises:
-      InputError: there is no such directory, it holds no run, or one of its files is damaged.
+      InputError: there is no such directory, it holds no run or one of an experiment that has no page, or
+        one of its files is damaged.
     """
+    from ssl_jax.report import playing, pretraining  # Here, because both are made of this module's pieces.
+
+    pages = {
+        "pretrain": (pretraining.summary, pretraining.SECTIONS),
+        "dueling_dqn": (playing.summary, playing.SECTIONS),
+    }
     run = read(workdir)
-    sections = {name: (heading, body) for name, heading, write in _SECTIONS if (body := "".join(write(run)))}
-    page = _PAGE.substitute(
+    check_known("experiment", run.experiment, pages)
+    summary, sections = pages[run.experiment]
+    written = [
+        (name, heading, "".join(write(run))) for name, heading, write in (*sections, *_CLOSING_SECTIONS)
+    ]
+    path = run.workdir / "report.html"
+    write_file(path, render(run.workdir.resolve().name, "".join(summary(run)), written).encode())
+    return path
+
+
+def render(title: str, summary: str, sections: Iterable[tuple[str, str, str]]) -> str:
+    """A whole page.
+
+    Args:
+      title: heading of the page, as text.
+      summary: HTML below it.
+      sections: (id, heading, HTML) of each; one without HTML is left out.
+    """
+    sections = [section for section in sections if section[2]]
+    return _PAGE.substitute(
         style=_STYLE,
-        name=_text(run.workdir.resolve().name),
-        summary="".join(_summary(run)),
-        links=" ".join(f'<a href="#{name}">{head}</a>' for name, (head, _) in sections.items()),
+        name=escape(title),
+        summary=summary,
+        links=" ".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in sections),
         sections="\n".join(
-            f'<section id="{name}"><h2>{heading}</h2>\n{body}</section>'
-            for name, (heading, body) in sections.items()
+            f'<section id="{name}"><h2>{heading}</h2>\n{body}</section>' for name, heading, body in sections
         ),
     )
-    path = run.workdir / "report.html"
-    _write(path, page.encode())
-    return path
 
 
 def percentage(value: float | None) -> str:
     """0.1234 -> '12.3 %'."""
-    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%" if _is_finite(value) else "–"
+    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%" if is_finite(value) else "–"
 
 
 def score(value: float | None) -> str:
     """0.12345 -> '0.123'."""
-    return f"{value:.3f}" if _is_finite(value) else "–"
+    return f"{value:.3f}" if is_finite(value) else "–"
+
+
+def points(value: float | None) -> str:
+    """A game's score: -20.714 -> '−20.71', 864.0 -> '864.0'."""
+    if not is_finite(value):
+        return "–"
+    return f"{value:,.{2 if abs(value) < 100 else 1}f}".replace("-", "−")
 
 
 def difference(value: float | None, baseline: float | None) -> str:
     """Signed `value - baseline`, with a triangle that tells the sign without colour."""
-    if not (_is_finite(value) and _is_finite(baseline)):
+    if not (is_finite(value) and is_finite(baseline)):
         return "–"
     change = round(value - baseline, 3)
     sign = "▲\N{NO-BREAK SPACE}+" if change > 0 else "▼\N{NO-BREAK SPACE}−" if change < 0 else "±"
@@ -183,7 +234,7 @@ def difference(value: float | None, baseline: float | None) -> str:
 
 def duration(seconds: float | None) -> str:
     """3725 -> '1 h 2 min'."""
-    if not _is_finite(seconds):
+    if not is_finite(seconds):
         return "–"
     seconds = round(seconds)
     hours, minutes = seconds // 3600, seconds % 3600 // 60
@@ -194,309 +245,31 @@ def duration(seconds: float | None) -> str:
     return f"{seconds}\N{NO-BREAK SPACE}s"
 
 
-def probe_means(run: Run) -> dict[str, float | None]:
-    """Encoder -> mean F1 of its linear probe; empty without a probe."""
-    encoders = run.part("probe").get("encoders", {})
-    return {name: result.get("mean_f1") for name, result in encoders.items()}
-
-
-def probe_table(run: Run, by: str) -> dict[str, dict[str, float | None]]:
-    """Row (a category or a game) -> encoder -> F1, where `by` is 'by_category' or 'by_game'."""
-    encoders = run.part("probe").get("encoders", {})
-    rows = dict.fromkeys(row for result in encoders.values() for row in result.get(by, {}))
-    return {row: {name: result.get(by, {}).get(row) for name, result in encoders.items()} for row in rows}
-
-
-# The sections of the page. Each takes a run and yields HTML; one that yields nothing is left out.
-
-
-def _summary(run: Run) -> Iterator[str]:
-    yield f"<p class=lead>{_text(_what_this_run_was(run))}</p>"
-    if not run.results:
-        steps = [line["step"] for line in run.metrics]
-        reached = f"up to step {max(steps):,}" if steps else "which is no number yet"
-        yield (
-            "<p class=notice>This run has not finished: there is no <code>results.json</code> yet. "
-            f"The page shows what was written so far, {reached}.</p>"
-        )
-    yield f"<div class=numbers>{''.join(_number_tiles(run))}</div>"
-    means = probe_means(run)
-    trained, random = means.get("trained"), means.get("random")
-    if _is_finite(trained) and _is_finite(random):
-        verdict = (
-            "A linear probe reads the state of the game better from the trained encoder than from "
-            f"the same encoder with random weights: F1 {score(trained)} against {score(random)}."
-            if round(trained, 3) > round(random, 3)
-            else "A linear probe reads the state of the game no better from the trained encoder "
-            f"than from the same encoder with random weights: F1 {score(trained)} against "
-            f"{score(random)}. By this measure, pre-training did not help."
-        )
-        yield f"<p>{verdict} This is one run: the spread between seeds is not in these numbers.</p>"
-
-
-def _what_this_run_was(run: Run) -> str:
-    settings = dict(_flatten(run.config))
-    data, player = settings.get("data.name"), settings.get("selection.name")
-    what = "Jigsaw pre-training" + (f" on {data}" if data else "")
-    what += f" with {run.permutations:,} permutations" if run.permutations else " with permutations"
-    chosen = {
-        None: "",
-        "uniform": ", drawn uniformly",
-        "policy_gradient": ", chosen by a policy that is learned beside the network",
-    }
-    return what + chosen.get(player, f", chosen by the player {player}") + "."
-
-
-def _number_tiles(run: Run) -> Iterator[str]:
-    def tile(label: str, value: str, note: str = "") -> str:
-        return (
-            f"<div class=number><div class=label>{label}</div><div class=value>{value}</div>"
-            f"<div class=note>{note}</div></div>"
-        )
-
-    if _is_finite(accuracy := run.last("val/accuracy")):
-        chance = f"chance {percentage(1 / run.permutations)}" if run.permutations else ""
-        yield tile("Pretext accuracy", percentage(accuracy), chance)
-    if _is_finite(worst := run.last("val/worst_group_accuracy")):
-        yield tile("Worst group", percentage(worst), "pretext accuracy of the hardest group")
-    means = probe_means(run)
-    if "trained" in means:
-        others = [f"{_text(name)} {score(f1)}" for name, f1 in means.items() if name != "trained"]
-        yield tile("Linear probe, F1", score(means["trained"]), " · ".join(others))
-    if _is_finite(overhead := run.last("time/policy_overhead")):
-        yield tile("Policy overhead", percentage(overhead), "extra time over the uniform player")
-    if "wall_seconds" in run.results:
-        rate = run.last("time/images_per_second")
-        note = f"{rate:,.0f} images/s" if _is_finite(rate) else ""
-        yield tile("Wall time", duration(run.results["wall_seconds"]), note)
-
-
-def _curves(run: Run) -> Iterator[str]:
-    chance = ("chance", 1 / run.permutations) if run.permutations else None
-    names = ("train/accuracy", "val/accuracy", "val/worst_group_accuracy")
-    panels = [
-        _panel(run, "loss", ["train/loss"], "cross-entropy, nats"),
-        _panel(run, "accuracy", names, "pretext accuracy", percent=True, reference=chance),
-        _panel(run, "learning_rate", ["train/learning_rate"], "learning rate"),
-        _panel(run, "throughput", ["time/images_per_second"], "images per second"),
-    ]
-    wait = run.last("time/data_wait_share")
-    waited = (
-        f" When last measured, {percentage(wait)} of the time went into waiting for data."
-        if wait is not None
-        else ""
-    )
-    if any(panels):
-        yield (
-            "<p>Cross-entropy and accuracy of naming which permutation shuffled an image. Accuracy "
-            "is measured on training batches and, over all permutations, on validation images; the "
-            "worst group holds the permutations that are hardest at the time. Pale lines are "
-            f"logged values, strong ones their moving averages.{waited}</p>"
-            f"<div class=pair>{''.join(panels)}</div>"
-        )
-    else:
-        yield "<p class=missing>No metrics have been logged yet.</p>"
-
-
-def _puzzles(run: Run) -> Iterator[str]:
-    yield _drawn_by_run(
-        run,
-        "tiles.png",
-        "Puzzles beside the images they were cut from.",
-        "Images beside the puzzles cut from them, as they reached the network: after the jitter, "
-        "colour changes and normalisation that the configuration asks for, with brightness "
-        "stretched for display. The number on a tile is the place it came from; naming the class "
-        "means naming this order of numbers.",
-        wide=True,
-    )
-
-
-def _policy(run: Run) -> Iterator[str]:
-    if not run.selection:
-        yield (
-            "<p class=missing>No evaluation of a policy is recorded: permutations are drawn "
-            "uniformly, or the first evaluation is still to come.</p>"
-        )
-        return
-    groups = run.group_probability.shape[1]
-    yield (
-        f"<p>At each evaluation the permutations are sorted into {groups} groups of similar "
-        "difficulty, and the policy decides how often the coming samples use each group. First the "
-        "share of the samples that each group got: orange is more than a uniform draw would give "
-        "it, purple is less. Then the accuracy of each permutation on the selection images, from "
-        "which the policy judges. A group is a rank of difficulty, so its members change over "
-        "time.</p>"
-    )
-    entropy = ("uniform", math.log(run.accuracy.shape[1]))
-    panels = [
-        _figure(
-            run,
-            "policy",
-            figures.probability_heat_map(run.steps, run.group_probability),
-            "Heat map of the share of samples for each group of permutations over training steps.",
-        ),
-        _figure(
-            run,
-            "permutations_over_time",
-            figures.permutation_heat_map(run.steps, run.accuracy),
-            "Heat map of the accuracy of each permutation over training steps.",
-        ),
-        _panel(
-            run,
-            "reward",
-            ["selection/reward", "selection/baseline"],
-            "reward, in error rate",
-            reference=("zero", 0.0),
-        ),
-        _panel(run, "entropy", ["selection/entropy"], "policy entropy, nats", reference=entropy),
-    ]
-    yield f"<div class=pair>{''.join(panels)}</div>"
-    if panels[2]:
-        yield (
-            "<p>The reward is how far the selection error fell below the line through its last two "
-            "values; the policy learns from reward minus baseline. Entropy at the dashed line "
-            "means no preference between groups.</p>"
-        )
-
-
-def _permutations(run: Run) -> Iterator[str]:
-    accuracy = run.part("validation").get("permutation_accuracy")
-    images = "validation images after training"
-    if accuracy is None and run.selection:
-        accuracy, images = run.accuracy[-1], f"the selection images at step {run.steps[-1]:,}"
-    facts = run.part("permutations")
-    if facts:
-        yield f"<p>{_text(_permutation_set(facts))}</p>"
-    if accuracy is None:
-        yield "<p class=missing>The accuracy of single permutations was not measured yet.</p>"
-        return
-    group = run.group[-1] if run.selection and run.group.shape[1] == len(accuracy) else None
-    colour = " Colour is the group in the policy's last evaluation." if group is not None else ""
-    yield f"<p>How often each permutation was named correctly on {images}, sorted.{colour}</p>"
-    figure = figures.permutation_accuracy(accuracy, group=group)
-    alt = "Sorted bars: the accuracy of each permutation, with mean and chance level."
-    yield _figure(run, "permutation_accuracy", figure, alt, wide=True)
-
-
-def _permutation_set(facts: Mapping[str, Any]) -> str:
-    sentence = f"The set has {facts.get('num', '?')} permutations"
-    if "method" in facts:
-        sentence += f" (method {facts['method']})"
-    if "min_distance" in facts:
-        sentence += f"; any two differ in at least {facts['min_distance']} places"
-    if _is_finite(facts.get("mean_distance")):
-        sentence += f", {facts['mean_distance']:.2f} on average"
-    return sentence + "."
-
-
-def _filters(run: Run) -> Iterator[str]:
-    yield _drawn_by_run(
-        run,
-        "filters.png",
-        "Filters of the first convolution.",
-        "Filters of the first convolution as the run last drew them, each scaled by its own "
-        "largest weight, with zero in mid-grey. Edges and colour contrasts are signs of learning; "
-        "noise is not.",
-    )
-
-
-def _probe(run: Run) -> Iterator[str]:
-    means = probe_means(run)
-    if not means:
-        yield (
-            "<p class=missing>The features were not probed: the run has not come to it, or its "
-            "data have no labels to probe.</p>"
-        )
-        return
-    yield (
-        "<p>How well a linear classifier reads each variable of the game's memory from the frozen "
-        "encoder, as F1: weighted over a variable's values, averaged over variables, categories and "
-        "games; higher is better. <i>Random</i> is the same encoder with its weights as initialised, "
-        "<i>majority</i> always answers the most frequent value. The last column is trained minus random.</p>"
-    )
-    for by, head in (("by_category", "category"), ("by_game", "game")):
-        table = probe_table(run, by)
-        if not table:
-            continue
-        scores = {
-            name: {_readable(row): f1[name] for row, f1 in table.items() if _is_finite(f1[name])}
-            for name in means
-        }
-        figure = figures.probe_bars(scores, xlabel="F1")
-        alt = f"Bars: F1 of each encoder's probe for each {head}. The table has the numbers."
-        yield (
-            f"<div class=pair>{_figure(run, 'probe_' + by, figure, alt)}"
-            f"{_probe_html(table, means, head)}</div>"
-        )
-    if protocol := run.part("probe").get("protocol"):
-        yield f"<details><summary>Protocol of the probe</summary>{_key_values(protocol)}</details>"
-
-
-def _probe_html(
-    table: Mapping[str, Mapping[str, float | None]], means: Mapping[str, float | None], head: str
-) -> str:
-    compared = "trained" in means and "random" in means
-
-    def row(name: str, f1: Mapping[str, float | None]) -> str:
-        cells = "".join(f"<td>{score(f1.get(encoder))}</td>" for encoder in means)
-        if compared:
-            change = difference(f1.get("trained"), f1.get("random"))
-            sign = {"▲": "up", "▼": "down"}.get(change[0], "even")
-            cells += f"<td class={sign}>{change}</td>"
-        return f"<tr><th scope=row>{_text(_readable(name))}</th>{cells}</tr>"
-
-    heads = "".join(f"<th scope=col>{_text(_readable(encoder))}</th>" for encoder in means)
-    return (
-        "<div class=scroll><table class=scores>"
-        f"<thead><tr><th scope=col>{head}</th>{heads}"
-        f"{'<th scope=col>difference</th>' if compared else ''}</tr></thead>"
-        f"<tbody>{''.join(row(name, f1) for name, f1 in table.items())}</tbody>"
-        f"<tfoot>{row('mean', means)}</tfoot></table></div>"
-    )
-
-
-def _skipped(run: Run) -> Iterator[str]:
-    if "bad_images" not in run.results:
-        return
-    bad = run.results["bad_images"]
-    if not bad or not any(bad.values()):
-        yield "<p>No image was skipped: all could be read and were large enough.</p>"
-    else:
-        yield (
-            "<p>Images that could not be read or were too small were skipped and counted.</p>"
-            f"{_key_values(bad)}"
-        )
+# Sections that every page ends with.
 
 
 def _config(run: Run) -> Iterator[str]:
     yield (
         "<details><summary>All settings of the run</summary><p>Any of them can be changed from the "
         "command line with <code>--config.KEY=VALUE</code>.</p>"
-        f"{_key_values(run.config)}</details>"
+        f"{key_values(run.config)}</details>"
     )
 
 
 def _repeat(run: Run) -> Iterator[str]:
     results = run.results
     if "command" in results:
-        yield f"<pre><code>{_text(results['command'])}</code></pre>"
+        yield f"<pre><code>{escape(results['command'])}</code></pre>"
     else:
         yield "<p class=missing>The command is recorded when the run finishes.</p>"
     machine = {name: results[name] for name in ("device", "seed") if name in results}
     if machine or run.part("versions"):
-        yield _key_values({**machine, **run.part("versions")})
+        yield key_values({**machine, **run.part("versions")})
     if protocol := run.part("protocol"):
-        yield (f"<details><summary>Protocol behind the numbers</summary>{_key_values(protocol)}</details>")
+        yield (f"<details><summary>Protocol behind the numbers</summary>{key_values(protocol)}</details>")
 
 
-_SECTIONS: tuple[tuple[str, str, Callable[[Run], Iterator[str]]], ...] = (
-    ("curves", "Training", _curves),
-    ("puzzles", "The puzzles", _puzzles),
-    ("policy", "What the policy chose", _policy),
-    ("permutations", "Accuracy of each permutation", _permutations),
-    ("filters", "First-layer filters", _filters),
-    ("probe", "What the features know", _probe),
-    ("data", "Data skipped", _skipped),
+_CLOSING_SECTIONS: tuple[tuple[str, str, Callable[[Run], Iterator[str]]], ...] = (
     ("config", "Configuration", _config),
     ("repeat", "Repeat this run", _repeat),
 )
@@ -505,79 +278,112 @@ _SECTIONS: tuple[tuple[str, str, Callable[[Run], Iterator[str]]], ...] = (
 # Pieces of HTML.
 
 
-def _text(value: object) -> str:
+def escape(value: object) -> str:
+    """Text as HTML."""
     return html.escape(str(value))
 
 
-def _readable(name: str) -> str:
+def readable(name: str) -> str:
+    """'small_object' -> 'small object'."""
     return name.replace("_", " ")
 
 
-def _panel(
+def unfinished(run: Run) -> str:
+    """Says so if the run has not finished; else empty."""
+    if run.results:
+        return ""
+    steps = [line["step"] for line in run.metrics]
+    reached = f"up to step {max(steps):,}" if steps else "which is no number yet"
+    return (
+        "<p class=notice>This run has not finished: there is no <code>results.json</code> yet. "
+        f"The page shows what was written so far, {reached}.</p>"
+    )
+
+
+def number_tile(label: str, value: str, note: str = "") -> str:
+    """A number in large type, with HTML below it that says what to hold it against."""
+    return (
+        f"<div class=number><div class=label>{label}</div><div class=value>{value}</div>"
+        f"<div class=note>{note}</div></div>"
+    )
+
+
+def panel(
     run: Run,
-    file: str,
-    names: Sequence[str],
+    name: str,
+    labels: Mapping[str, str],
     ylabel: str,
     *,
-    percent: bool = False,
-    reference: tuple[str, float] | None = None,
+    over: str = "step",
+    **options: Any,
 ) -> str:
-    """Curves of those metrics that were logged; empty if none was."""
-    series = {_readable(name.partition("/")[2]): run.series(name) for name in names}
-    if names[0].startswith("train/") and len(names) > 1:
-        labels = {"train/accuracy": "training", "val/accuracy": "validation"}
-        series = {labels.get(name, "worst group"): run.series(name) for name in names}
-    series = {label: (steps, values) for label, (steps, values) in series.items() if steps}
+    """Curves of those metrics that were logged; empty if none was.
+
+    Args:
+      run: whose metrics.
+      name: the figure is also written to `figures/NAME.png`.
+      labels: metric -> what to call it.
+      ylabel: name and unit of the values.
+      over: what to draw them over, the steps or a metric.
+      **options: of `figures.curves`.
+    """
+    series = {label: run.series(metric, over) for metric, label in labels.items()}
+    series = {label: (x, y) for label, (x, y) in series.items() if x}
     if not series:
         return ""
-    figure = figures.curves(series, ylabel=ylabel, percent=percent, reference=reference)
-    return _figure(run, file, figure, f"Curves over training steps: {', '.join(series)}.")
+    drawn = figures.curves(series, ylabel=ylabel, **options)
+    alt = f"Curves over {drawn.axes[0].get_xlabel()}: {', '.join(series)}."
+    return figure(run.figure_path(name), drawn, alt)
 
 
-def _figure(run: Run, name: str, figure: Figure, alt: str, *, wide: bool = False) -> str:
-    """Writes a figure to `figures/NAME.png` and shows it."""
-    data = figures.png(figure)
-    path = run.workdir / "figures" / f"{name}.png"
-    path.parent.mkdir(exist_ok=True)
-    _write(path, data)
-    return _image(data, alt, wide=wide)
+def figure(path: Path, drawn: Figure, alt: str, *, wide: bool = False) -> str:
+    """Writes a figure to a PNG file and shows it."""
+    data = figures.png(drawn)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, data)
+    return image(data, alt, wide=wide)
 
 
-def _drawn_by_run(run: Run, name: str, alt: str, text: str, *, wide: bool = False) -> str:
+def drawn_by_run(run: Run, name: str, alt: str, text: str, *, wide: bool = False) -> str:
+    """A picture that the run itself left in `figures/`, below HTML that explains it."""
     path = run.workdir / "figures" / name
     if not path.is_file():
-        return f"<p class=missing>The run has not drawn <code>figures/{_text(name)}</code>.</p>"
-    return f"<p>{text}</p>{_image(path.read_bytes(), alt, wide=wide)}"
+        return f"<p class=missing>The run has not drawn <code>figures/{escape(name)}</code>.</p>"
+    return f"<p>{text}</p>{image(path.read_bytes(), alt, wide=wide)}"
 
 
-def _image(data: bytes, alt: str, *, wide: bool = False) -> str:
-    """Inlines a PNG, at half its pixels; one that would make the page heavy becomes a WebP."""
-    width, height = struct.unpack(">II", data[16:24])  # the IHDR chunk of a PNG
-    scale = figures.PIXELS_AN_INCH / 100
-    kind = "png"
-    if len(data) > _HEAVY:
+def image(data: bytes, alt: str, *, wide: bool = False) -> str:
+    """Inlines a GIF, or a PNG at half its pixels; one that would make the page heavy becomes a WebP."""
+    kind, scale = "png", figures.PIXELS_AN_INCH / 100
+    if data.startswith(b"GIF8"):
+        kind, scale = "gif", 1.0
+        width, height = struct.unpack("<HH", data[6:10])
+    else:
+        width, height = struct.unpack(">II", data[16:24])  # the IHDR chunk of a PNG
+    if kind == "png" and len(data) > _HEAVY:
         kind, pixels, buffer = "webp", imread(io.BytesIO(data)), io.BytesIO()
         imsave(buffer, pixels, format=kind, pil_kwargs={"quality": 90})
         data = buffer.getvalue()
     return (
-        f'<div class="figure{" wide" if wide else ""}"><img alt="{_text(alt)}"'
+        f'<div class="figure{" wide" if wide else ""}"><img alt="{escape(alt)}"'
         f' width="{width / scale:.0f}" height="{height / scale:.0f}"'
         f' src="data:image/{kind};base64,{base64.b64encode(data).decode()}"></div>'
     )
 
 
-def _key_values(values: Mapping[str, Any]) -> str:
+def key_values(values: Mapping[str, Any]) -> str:
+    """A table of nested settings."""
     rows = "".join(
-        f"<tr><th scope=row>{_text(key)}</th><td>{_text(value)}</td></tr>" for key, value in _flatten(values)
+        f"<tr><th scope=row>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in flatten(values)
     )
     return f"<div class=scroll><table class=settings><tbody>{rows}</tbody></table></div>"
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """{'a': {'b': 1}} -> ('a.b', '1'), the form of a command line override."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         elif isinstance(value, list) and len(value) > 20:
             yield f"{prefix}{key}", f"{', '.join(map(str, value[:20]))}, … ({len(value):,} in all)"
         elif isinstance(value, list):
@@ -589,7 +395,8 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 # Files.
 
 
-def _is_finite(value: object) -> bool:
+def is_finite(value: object) -> bool:
+    """Whether this is a number, and neither NaN nor infinite."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 
@@ -605,7 +412,8 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a file, whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(data)
     os.replace(partial, path)
@@ -680,6 +488,7 @@ nav { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; padding-top: .75rem;
 .pair { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1rem;
   align-items: start; margin-bottom: 1rem; }
 .figure { padding: 12px; background: #ffffff; overflow-x: auto; }
+.figure + p { margin-top: 1rem; }
 .figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 .scroll { margin-bottom: 1rem; overflow-x: auto; }
 table { width: 100%; border-spacing: 0; font-size: .9rem; overflow: hidden; }
@@ -691,6 +500,7 @@ thead tr:first-child > *, tbody:first-child tr:first-child > * { border-top: 0; 
 .scores :is(td, thead th:not(:first-child)) { text-align: right; white-space: nowrap;
   font-variant-numeric: tabular-nums; }
 .scores tfoot :is(th, td) { font-weight: 650; border-top: 2px solid var(--line); }
+.scores .group th { color: var(--soft); font-size: .85rem; border-top-width: 2px; }
 .scores .up { color: var(--up); }
 .scores .down { color: var(--down); }
 .settings { font-size: .82rem; }

@@ -1,7 +1,9 @@
 """Lets a run end at a step of its own choice when it is told to stop."""
 
+import shlex
 import signal
-from typing import Self
+import sys
+from typing import NoReturn, Self
 
 
 class StopSignal:
@@ -38,6 +40,12 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+    def leave(self, step: int) -> NoReturn:
+        """Ends a program that was told to stop and has saved its state of that step."""
+        command = shlex.join(["python", *sys.orig_argv[1:]])
+        print(f"Stopped at step {step} and saved; to go on: {command}", file=sys.stderr)
+        sys.exit(128 + self.received)
 
     def __exit__(self, *exception) -> None:
         self._restore()

@@ -1,5 +1,6 @@
 """Data parallelism: one mesh axis over all devices, state replicated, batches split."""
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -114,3 +115,23 @@ def _is_intel_cpu() -> bool:
         return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
     except OSError:  # not Linux
         return False
+
+
+def free_bytes(device: jax.Device) -> int | None:
+    """Memory that is left on a device, in bytes; None where nobody says.
+
+    Of a CPU it is what the operating system, or the container the process runs in, has to give.
+    """
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        limit = stats.get("bytes_limit")
+        return None if limit is None else limit - stats.get("bytes_in_use", 0)
+    free = []
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
+    with contextlib.suppress(OSError, ValueError, KeyError):  # without a limit, "max" stands there
+        group = Path("/sys/fs/cgroup")
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free.append(int((group / "memory.max").read_text()) - int(statistics["anon"]))
+    return min(free, default=None)

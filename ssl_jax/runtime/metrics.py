@@ -1,5 +1,7 @@
 """What a run says while it runs: numbers into files, a progress bar for the person who waits."""
 
+import collections
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -7,7 +9,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TextIO
 
@@ -17,6 +19,7 @@ import rich.progress
 import tensorboardX
 
 from ssl_jax.runtime import config
+from ssl_jax.runtime.checkpoints import Checkpoints
 from ssl_jax.runtime.errors import InputError
 
 METRICS_FILE = "metrics.jsonl"
@@ -286,3 +289,111 @@ def _num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+class Stopwatch:
+    """Seconds spent in named parts of a run, over all its resumptions.
+
+        with stopwatch("data"):
+            batch = next(batches)
+
+    Args:
+      seconds: of the parts before.
+      compiled: parts whose first run here compiles nothing.
+
+    Attributes:
+      seconds: part -> seconds; JSON, saved with every checkpoint.
+      blocks: part -> how often it ran in this process.
+    """
+
+    def __init__(self, seconds: Mapping[str, float] | None = None, compiled: Iterable[str] = ()):
+        self.seconds = dict(seconds or {})
+        self.blocks = collections.Counter()
+        self._compiled = set(compiled)
+        self._lap = dict(self.seconds), self.blocks.copy()
+
+    @contextlib.contextmanager
+    def __call__(self, part: str, *, compiles: bool = False) -> Iterator[None]:
+        """Adds the seconds of the block to a part; if it compiles, of its first run to "compilation"."""
+        if compiles and part not in self._compiled:
+            self._compiled.add(part)
+            part = "compilation"
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+            self.blocks[part] += 1
+
+    def lap(self) -> tuple[collections.Counter, collections.Counter]:
+        """Seconds and blocks of each part since the last lap."""
+        seconds, blocks = self._lap
+        self._lap = dict(self.seconds), self.blocks.copy()
+        since = {part: value - seconds.get(part, 0.0) for part, value in self.seconds.items()}
+        return collections.Counter(since), self.blocks - blocks
+
+
+class Ledger:
+    """The numbers of the steps since the last line of metrics, and the guard over them.
+
+    It reads each step's numbers only when the next step has been entered, so that the device always has
+    a step queued.
+
+    Args:
+      metrics: where the lines go.
+      checkpoints: named to the person whose run went wrong.
+      advice: what to try then.
+    """
+
+    def __init__(self, metrics: Metrics, checkpoints: Checkpoints, advice: str):
+        self._metrics = metrics
+        self._checkpoints = checkpoints
+        self._advice = advice
+        self._pending: tuple[int, Mapping[str, Any]] | None = None
+        self._page: list[dict[str, float]] = []
+
+    def enter(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Takes the scalars of a step, still being computed, and reads those of the step before."""
+        previous, self._pending = self._pending, (step, scalars)
+        if previous is not None:
+            self._read(*previous)
+
+    def close_page(self) -> None:
+        """Waits for the last step and reads it.
+
+        Raises:
+          InputError: a number is not finite.
+        """
+        if self._pending is not None:
+            self._read(*self._pending)
+            self._pending = None
+
+    def _read(self, step: int, scalars: Mapping[str, Any]) -> None:
+        values = {name: float(value) for name, value in scalars.items()}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                self._checkpoints.wait()
+                good = self._checkpoints.latest_step
+                saved = (
+                    "there is no checkpoint"
+                    if good is None
+                    else f"the last good checkpoint is of step {good}"
+                )
+                raise InputError(f"{name} is {value} at step {step} and {saved}: {self._advice}.")
+        self._page.append(values)
+
+    def write_page(self, step: int, more: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Writes the means since the last page, and `more`, as one line; returns the line.
+
+        A number that only some of the steps had is averaged over those.
+        """
+        self.close_page()
+        names = dict.fromkeys(name for values in self._page for name in values)
+        line = {}
+        for name in names:
+            numbers = [values[name] for values in self._page if name in values]
+            line[name] = sum(numbers) / len(numbers)
+        line |= more or {}
+        self._metrics.write(step, line)
+        self._page = []
+        return line
