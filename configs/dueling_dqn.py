@@ -79,7 +79,7 @@ def default():
             "max_gradient_norm": 10.0,
             "log_every": 2_000,
             "evaluate_every": 50_000,
-            "checkpoint_every": 100_000,
+            "checkpoint_every": 50_000,
             "keep_checkpoints": 1,
         },
         "evaluation": {"num_envs": 10, "episodes": 10, "video_frames": 600},
