@@ -54,8 +54,9 @@ def default():
         "replay": {
             "capacity": 100_000,
             "n_step": 3,
-            "priority_exponent": 0.0,
+            "priority_exponent": 0.5,
             "importance_exponent": 0.4,
+            "importance_steps": 1_200_000,
             "place": "device",
         },
         "exploration": {"random_steps": 5_000, "decay_steps": 250_000, "final_epsilon": 0.01},
@@ -109,7 +110,7 @@ def paper():
     return {
         "protocol": {"frame_size": (84, 84)},
         "environments": {"num": 8},
-        "replay": {"capacity": 500_000},
+        "replay": {"capacity": 500_000, "importance_steps": 5_000_000},
         "exploration": {"random_steps": 20_000, "decay_steps": 250_000},
         "train": {
             "agent_steps": 5_000_000,
@@ -128,7 +129,7 @@ def nature():
     return {
         "protocol": {"frame_size": (84, 84), "sticky_actions": 0.25, "noop_max": 1, "life_loss": False},
         "environments": {"num": 32},
-        "replay": {"capacity": 1_000_000, "n_step": 1},
+        "replay": {"capacity": 1_000_000, "n_step": 1, "priority_exponent": 0.0},
         "exploration": {"random_steps": 50_000, "decay_steps": 1_000_000},
         "train": {
             "agent_steps": 50_000_000,

@@ -20,7 +20,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     preset, options = parse_arg(
         arg,
         presets=("smoke", "paper"),
-        policy=("policy_gradient", "uniform"),
+        policy=(
+            "policy_gradient",
+            "uniform",
+            "round_robin",
+            "curriculum",
+            "loss_prioritized",
+            "exp3",
+            "q_learning",
+        ),
         encoder=("preset", "compact", "nature", "caffenet"),
     )
     config = ConfigDict(default())
@@ -32,21 +40,43 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if name == "nature" and preset != "paper":
         config.jigsaw.tile = (36, 36)  # the smallest that its three convolutions take
     config.selection.name = options.policy
-    if options.policy == "policy_gradient":
-        config.selection.update(policy_gradient(preset))
+    config.selection.update(player(options.policy, preset))
     return config
 
 
-def policy_gradient(preset):
-    """The paper's player; everything but the period is ours, the paper does not give it."""
+def player(name, preset):
+    """The section of a player; of the paper's, policy_gradient, everything but the period is ours."""
+    looks = {"period": {"default": 32, "smoke": 4, "paper": 500}[preset]}
+    groups = looks | {"num_groups": 10}
     return {
-        "period": {"default": 32, "smoke": 4, "paper": 500}[preset],
-        "num_groups": 10,
-        "hidden": 64,
-        "learning_rate": 0.01,
-        "entropy_bonus": 0.1,
-        "baseline_decay": 0.9,
-    }
+        "uniform": {},
+        "round_robin": {},
+        # Half of the training with a pool that grows, half with the whole set.
+        "curriculum": {
+            "steps": {"default": 300, "smoke": 12, "paper": 175_000}[preset],
+            "start_share": 0.1,
+            "order": "easy_first",
+        },
+        "loss_prioritized": looks | {"exponent": 1.0, "min_error": 0.01, "uniform_share": 0.1},
+        "exp3": groups
+        | {"learning_rate": 0.2, "uniform_share": 0.1, "weight_share": 0.001, "bounds_decay": 0.95},
+        "policy_gradient": groups
+        | {"hidden": 64, "learning_rate": 0.01, "entropy_bonus": 0.1, "baseline_decay": 0.9},
+        "q_learning": groups
+        | {
+            "hidden": 64,
+            "learning_rate": 0.003,
+            "discount": 0.5,
+            "capacity": 256,
+            "batch_size": 32,
+            "updates": 4,
+            "target_period": 10,
+            "explore": {"default": 6, "smoke": 2, "paper": 50}[preset],
+            "epsilon": 0.1,
+            # Lest a period, in which one group is drawn from, teaches the solver to guess its members.
+            "uniform_share": 0.5,
+        },
+    }[name]
 
 
 def default():

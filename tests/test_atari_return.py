@@ -9,7 +9,7 @@ import pytest
 from ssl_jax.atari.environments import Environments, TimeStep
 from ssl_jax.atari.protocol import Protocol
 from ssl_jax.evaluation import atari_return
-from ssl_jax.networks.q_network import epsilon_greedy
+from ssl_jax.losses import epsilon_greedy
 
 KEY = jax.random.key(0)
 

@@ -415,7 +415,12 @@ def test_the_order_of_moving_squares_is_learned(schedule):
 
 # --- A vector step: memory, draws, updates, priorities
 
-PRIORITIZED = {"replay.priority_exponent": 0.6, "exploration.random_steps": 20, "replay.capacity": 200}
+PRIORITIZED = {
+    "replay.priority_exponent": 0.6,
+    "exploration.random_steps": 20,
+    "replay.capacity": 200,
+    "replay.importance_steps": 240,
+}
 
 
 def made_up_row(setup, seed):

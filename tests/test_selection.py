@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ssl_jax import selection
-from ssl_jax.selection import Evaluation, group_permutations, policy_gradient, uniform
+from ssl_jax.runtime.errors import InputError
+from ssl_jax.selection import Evaluation, group_permutations, policy_gradient
 
 KEY = jax.random.key(0)
 
@@ -47,30 +48,89 @@ def test_mean_accuracy_rises_with_the_group_number(seed):
     np.testing.assert_array_equal(np.unique(group), np.arange(len(means)))  # empty ones come last
 
 
+# Members that differ from the identity in 2, 3, ..., 12 places, the farthest twice.
+CYCLES = np.stack([np.r_[np.roll(np.arange(k), 1), k:12] for k in range(2, 13)] + [np.roll(np.arange(12), 2)])
+OPTIONS = {
+    "uniform": {},
+    "round_robin": {},
+    "curriculum": {"permutations": CYCLES, "steps": 50},
+    "loss_prioritized": {"period": 5},
+    "exp3": {"period": 5},
+    "policy_gradient": {"period": 5},
+    "q_learning": {"period": 5},
+}
+
+
 @pytest.mark.parametrize("name", selection.PLAYERS)
 def test_every_player_keeps_the_contract(name):
-    options = {} if name == "uniform" else {"period": 5}
-    player = selection.PLAYERS[name](num_permutations=12, **options)
+    player = selection.PLAYERS[name](num_permutations=12, **OPTIONS[name])
     state = player.init(KEY)
     choose = jax.jit(player.choose, static_argnums=2)
     rng = np.random.default_rng(0)
     for _ in range(4):
-        probability = np.asarray(player.probability(state))
-        np.testing.assert_allclose(probability.sum(), 1, atol=1e-5)
-        counts = np.zeros(12)
-        for draw in range(20):
-            state, index = choose(jax.random.key(draw), state, 100)
+        counts, expected = np.zeros(12), np.zeros(12)
+        for step in range(20):
+            probability = np.asarray(player.probability(state))
+            np.testing.assert_allclose(probability.sum(), 1, atol=1e-5)
+            before, (state, index) = state, choose(jax.random.key(step), state, 100)
             assert index.dtype == jnp.int32
+            chex.assert_trees_all_equal_shapes_and_dtypes(before, state)
             counts += np.bincount(index, minlength=12)
+            expected += 100 * probability
         # Draws follow the probability: chi-squared far below its tail at 11 degrees of freedom.
-        seen = probability > 0
+        seen = expected > 0
         assert not counts[~seen].any()
-        chi = (np.square(counts - 2000 * probability)[seen] / (2000 * probability[seen])).sum()
-        assert chi < 40
+        assert (np.square(counts - expected)[seen] / expected[seen]).sum() < 40
         before = state
         state, metrics = jax.jit(player.observe)(KEY, state, evaluation(rng.random(12)))
         chex.assert_trees_all_equal_shapes_and_dtypes(before, state)
         assert all(np.isfinite(value) for value in metrics.values())
+
+
+@pytest.mark.parametrize("name", selection.PLAYERS)
+def test_the_state_is_all_there_is(name):
+    """A saved state goes on in another player as it would have gone on in its own."""
+
+    def go_on(player, state, rounds):
+        choose, observe = jax.jit(player.choose, static_argnums=2), jax.jit(player.observe)
+        for i in rounds:
+            state, index = choose(jax.random.key(i), state, 16)
+            accuracy = np.random.default_rng(i).random(12)
+            state, _ = observe(jax.random.key(100 + i), state, evaluation(accuracy))
+        return state, index
+
+    make = functools.partial(selection.PLAYERS[name], num_permutations=12, **OPTIONS[name])
+    player = make()
+    state, _ = go_on(player, player.init(KEY), range(4))
+    saved = jax.tree.map(np.asarray, state)
+    chex.assert_trees_all_equal(go_on(player, state, range(4, 8)), go_on(make(), saved, range(4, 8)))
+    leaves = [leaf for leaf in jax.tree.leaves(player.init(KEY)) if leaf.size]
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in leaves]
+    assert len(set(pointers)) == len(pointers)  # a step that is given the state's memory may write over it
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "wanted"),
+    [
+        ("curriculum", {"steps": 0}, "steps must be at least 1, not 0"),
+        ("curriculum", {"start_share": 0.0}, "start_share must be above 0 and at most 1, not 0.0"),
+        ("curriculum", {"order": "easy"}, "order must be one of easy_first, hard_first, not 'easy'"),
+        ("loss_prioritized", {"exponent": -1.0}, "exponent must be at least 0, not -1.0"),
+        ("loss_prioritized", {"min_error": 0.0}, "min_error must be above 0, not 0.0"),
+        ("loss_prioritized", {"uniform_share": 1.5}, r"uniform_share must be in \[0, 1\], not 1.5"),
+        ("exp3", {"uniform_share": 0.0}, "uniform_share must be above 0 and at most 1, not 0.0"),
+        ("exp3", {"weight_share": 1.0}, "weight_share must be at least 0 and below 1, not 1.0"),
+        ("exp3", {"bounds_decay": 0.0}, "bounds_decay must be above 0 and at most 1, not 0.0"),
+        ("exp3", {"num_groups": 0}, "num_groups must be at least 1, not 0"),
+        ("policy_gradient", {"num_groups": 0}, "num_groups must be at least 1, not 0"),
+        ("policy_gradient", {"period": 0}, "period must be at least 1, not 0"),
+        ("q_learning", {"capacity": 0}, "capacity must be at least 1, not 0"),
+        ("q_learning", {"epsilon": 2.0}, r"epsilon must be in \[0, 1\], not 2.0"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_named(name, options, wanted):
+    with pytest.raises(InputError, match=rf"^config\.selection\.{wanted}\.$"):
+        selection.PLAYERS[name](num_permutations=12, **OPTIONS[name] | options)
 
 
 def test_reward_is_the_fall_below_the_linear_extrapolation():
@@ -134,17 +194,37 @@ def learn(player, rounds, best_group=1, seed=0):
         state, index = player.choose(key, state, 64)
         skill = 0.5 * skill + 0.2 * members[index].mean()
         state, _ = player.observe(key, state, evaluation(base + skill))
-        return (state, skill), player.probability(state)[members].sum()
+        return (state, skill), (player.probability(state) * members).sum()
 
     keys = jax.random.split(jax.random.key(seed), rounds)
     return jax.jit(functools.partial(jax.lax.scan, round_))((player.init(KEY), 0.0), keys)[1]
 
 
+@pytest.mark.parametrize(("name", "share"), [("policy_gradient", 0.8), ("exp3", 0.75), ("q_learning", 0.65)])
+def test_adaptive_players_find_the_only_group_that_teaches(name, share):
+    player = selection.PLAYERS[name](num_permutations=12, period=1, num_groups=3)
+    one = lambda best_group, seed: learn(player, 600, best_group, seed)[-100:].mean()
+    learned = jax.vmap(one)(jnp.repeat(jnp.arange(3), 2), jnp.tile(jnp.arange(2), 3))
+    assert (learned > share).all(), learned  # by chance 1/3
+
+
+@pytest.mark.parametrize("name", ["uniform", "round_robin"])
+def test_uniform_players_give_every_group_its_share(name):
+    shares = learn(selection.PLAYERS[name](num_permutations=12), 10)
+    np.testing.assert_allclose(shares, 1 / 3, atol=1e-6)
+
+
+def test_prioritized_draws_follow_difficulty_and_not_what_teaches():
+    player = selection.PLAYERS["loss_prioritized"](num_permutations=12, period=1, min_error=1.0)
+    shares = [learn(player, 10, group)[-1] for group in range(3)]
+    assert shares[0] > shares[1] > shares[2] > 0.1
+
+
 @pytest.mark.parametrize("best_group", [0, 1, 2])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_policy_gradient_finds_the_only_group_that_teaches(best_group, seed):
-    player = policy_gradient.make(num_permutations=12, period=1, num_groups=3)
-    learned = learn(player, 600, best_group, seed)
-    by_chance = learn(uniform.make(num_permutations=12), 10, best_group, seed)
-    np.testing.assert_allclose(by_chance, 1 / 3, atol=1e-6)
-    assert learned[-100:].mean() > 0.8
+def test_groups_enter_the_curriculum_one_after_the_other_and_end_alike(best_group):
+    player = selection.PLAYERS["curriculum"](
+        num_permutations=12, permutations=CYCLES, steps=11, start_share=1 / 12
+    )
+    sizes = np.arange(2, 14).clip(max=12)  # after each of 12 steps
+    members = (sizes - 4 * best_group).clip(0, 4)
+    np.testing.assert_allclose(learn(player, 12, best_group), members / sizes, atol=1e-6)

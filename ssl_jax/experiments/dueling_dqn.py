@@ -33,6 +33,7 @@ import numpy as np
 import optax
 from absl import logging
 
+from ssl_jax import losses
 from ssl_jax.atari import environments as environments_lib
 from ssl_jax.atari.environments import Environments, TimeStep
 from ssl_jax.atari.protocol import Protocol, learning_reward
@@ -118,8 +119,9 @@ class Memory:
       capacity: transitions, of each agent; see `Replay`.
       n_step: agent steps of a return.
       priority_exponent: 0 draws uniformly.
-      importance_exponent: of the weights against the bias of priorities, at the first step; it grows to 1
-        at the last (Schaul et al. 2016, Sec. 3.4).
+      importance_exponent: of the weights against the bias of priorities, at the first step (Schaul et al.
+        2016, Sec. 3.4).
+      importance_steps: agent steps over which it grows to 1 in a line.
       place: "device", or "host" for memories larger than the device's: every batch then travels.
     """
 
@@ -127,6 +129,7 @@ class Memory:
     n_step: int = 1
     priority_exponent: float = 0.0
     importance_exponent: float = 0.4
+    importance_steps: int = 1_000_000
     place: Literal["device", "host"] = "device"
 
 
@@ -366,6 +369,7 @@ def _check(sections, protocol, play, memory, train, exploration, evaluation):
         ("num_seeds", sections["num_seeds"], 1),
         ("environments.num", play.num, 1),
         ("environments.threads", play.threads, 0),
+        ("replay.importance_steps", memory.importance_steps, 1),
         ("exploration.decay_steps", exploration.decay_steps, 0),
         ("network.hidden", sections["network"].get("hidden", 1), 1),
         ("evaluation.num_envs", evaluation.num_envs, 1),
@@ -548,7 +552,7 @@ def act(setup: Setup, step: jax.Array, key: jax.Array, params: Any, s_t: jax.Arr
     """Actions int32 [N] of one agent on frame stacks uint8 [N, H, W, stack]."""
     key = jax.random.fold_in(jax.random.fold_in(key, step), 0)
     epsilon = setup.exploration.epsilon(step * setup.play.num)
-    return q_network.epsilon_greedy(key, setup.network.apply({"params": params}, s_t), epsilon)
+    return losses.epsilon_greedy(key, setup.network.apply({"params": params}, s_t), epsilon)
 
 
 def remember(
@@ -572,7 +576,7 @@ def remember(
     if not num_updates:
         return replay, None
     key = jax.random.fold_in(jax.random.fold_in(key, step), 1)
-    progress = step / setup.num_steps
+    progress = jnp.minimum(step * setup.play.num / setup.memory.importance_steps, 1)
     beta = setup.memory.importance_exponent + progress * (1 - setup.memory.importance_exponent)
     drawn = setup.replay.sample(replay, key, num_updates * setup.train.batch_size, beta)
     batches = jax.tree.map(lambda x: x.reshape(num_updates, setup.train.batch_size, *x.shape[1:]), drawn)
@@ -679,7 +683,7 @@ def q_gradient(setup: Setup, params: Any, target_params: Any, batch: Transitions
 
     def loss_function(params):
         q_tm1 = values(params, batch.s_tm1)
-        errors = q_network.double_q_errors(
+        errors = losses.double_q_errors(
             q_tm1, batch.a_tm1, batch.r_t, batch.discount_t, q_t_value, q_t_selector
         )
         loss = (batch.weights * optax.losses.huber_loss(errors)).mean()
@@ -1029,7 +1033,7 @@ def make_player(setup: Setup) -> Player:
     def player(epsilon, params, key, s_t):
         def act_of_one(key, params, s_t):
             q = setup.network.apply({"params": params}, s_t)
-            return q_network.epsilon_greedy(key, q, epsilon)
+            return losses.epsilon_greedy(key, q, epsilon)
 
         actions = setup.over_agents(act_of_one)(agent_keys(setup, key), params, _by_agent(setup, s_t))
         return actions.reshape(-1)

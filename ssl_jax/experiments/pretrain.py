@@ -8,6 +8,7 @@ the network does under each permutation on a held-out slice of the training data
 
 import dataclasses
 import functools
+import inspect
 import json
 import shlex
 import sys
@@ -224,7 +225,10 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
     )
     selection = dict(sections["selection"])
     selection_slice = Skill(**config_lib.unpack(selection.pop("slice", {}), Skill, path="selection.slice"))
-    player, player_options = _choose(selection, PLAYERS, "selection", ignore=("num_permutations",))
+    known = {"num_permutations": len(orders), "permutations": orders}
+    player, player_options = _choose(selection, PLAYERS, "selection", ignore=known)
+    asked = inspect.signature(player).parameters
+    player_options |= {name: value for name, value in known.items() if name in asked}
     validation = Skill(**section("validation", Skill))
     for path, skill in (("selection.slice", selection_slice), ("validation", validation)):
         if skill.batch_size * (skill.permutations_per_image or len(orders)) < len(orders):
@@ -240,7 +244,7 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         task=task,
         permutations=orders,
         network=PuzzleNetwork(encoder=encoder(dtype=dtype, **options), head=head),
-        player=player(num_permutations=len(orders), **player_options),
+        player=player(**player_options),
         player_name=selection["name"],
         selection_slice=selection_slice,
         train=train,

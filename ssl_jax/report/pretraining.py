@@ -121,8 +121,8 @@ def _puzzles(run: page.Run) -> Iterator[str]:
 def _policy(run: page.Run) -> Iterator[str]:
     if not run.selection:
         yield (
-            "<p class=missing>No evaluation of a policy is recorded: permutations are drawn "
-            "uniformly, or the first evaluation is still to come.</p>"
+            "<p class=missing>No evaluation of a policy is recorded: this player never looks at the "
+            "network, or the first evaluation is still to come.</p>"
         )
         return
     groups = run.group_probability.shape[1]
@@ -161,7 +161,7 @@ def _policy(run: page.Run) -> Iterator[str]:
     if panels[2]:
         yield (
             "<p>The reward is how far the selection error fell below the line through its last two "
-            "values; the policy learns from reward minus baseline. Entropy at the dashed line "
+            "values; the policy gradient learns from reward minus baseline. Entropy at the dashed line "
             "means no preference between groups.</p>"
         )
 

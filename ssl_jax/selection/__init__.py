@@ -5,9 +5,25 @@ the experiment's state and is saved with it. Choosing happens inside the jitted 
 only once in `period` steps (Büchler, Brattoli and Ommer 2018: sparse updates).
 """
 
-from ssl_jax.selection import policy_gradient, uniform
+from ssl_jax.selection import (
+    curriculum,
+    exp3,
+    loss_prioritized,
+    policy_gradient,
+    q_learning,
+    round_robin,
+    uniform,
+)
 from ssl_jax.selection.state import Evaluation, Player, group_permutations
 
-__all__ = ["PLAYERS", "Evaluation", "Player", "group_permutations", "make"]
+__all__ = ["PLAYERS", "Evaluation", "Player", "group_permutations"]
 
-PLAYERS = {"uniform": uniform.make, "policy_gradient": policy_gradient.make}
+PLAYERS = {
+    "uniform": uniform.make,
+    "round_robin": round_robin.make,
+    "curriculum": curriculum.make,
+    "loss_prioritized": loss_prioritized.make,
+    "exp3": exp3.make,
+    "policy_gradient": policy_gradient.make,
+    "q_learning": q_learning.make,
+}

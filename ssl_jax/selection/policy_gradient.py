@@ -10,30 +10,13 @@ and the policy moves towards the groups that were drawn more often than expected
 moving average.
 """
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from ssl_jax.selection.state import Evaluation, Player, group_permutations, sorted_rows
-
-
-class PolicyNetwork(nn.Module):
-    """Two layers from the sorted state [2 P] to the logits of the groups [K].
-
-    They are added to the logarithms of the groups' sizes, and the last layer starts at zero: the first
-    policy is uniform over permutations.
-    """
-
-    num_groups: int
-    hidden: int
-
-    @nn.compact
-    def __call__(self, rows: jax.Array) -> jax.Array:
-        """State [2 P] -> logits [K]."""
-        hidden = nn.tanh(nn.Dense(self.hidden)(rows))
-        return nn.Dense(self.num_groups, kernel_init=nn.initializers.zeros)(hidden)
+from ssl_jax.selection import state as state_lib
+from ssl_jax.selection.state import Evaluation, Player, check_option
 
 
 @flax.struct.dataclass
@@ -85,9 +68,14 @@ def make(
         a second difference of small errors, mostly noise; the bonus is what keeps the policy from
         following it.
       baseline_decay: of the moving averages of reward and squared advantage.
+
+    Raises:
+      InputError: an option that does not fit.
     """
+    check_option(period >= 1, "period", period, "at least 1")
+    check_option(num_groups >= 1, "num_groups", num_groups, "at least 1")
     num_groups = min(num_groups, num_permutations)
-    network = PolicyNetwork(num_groups, hidden)
+    network = state_lib.GroupNetwork(num_groups, hidden)
     optimizer = optax.adam(learning_rate)
 
     def init(key):
@@ -106,69 +94,51 @@ def make(
             evaluations=jnp.zeros((), jnp.int32),
         )
 
-    def group_log_probability(params, rows, group):
-        size = jnp.zeros((num_groups,)).at[group].add(1)
-        # A group starts with its share of the set. Equal shares for all groups would draw the members of
-        # small ones tens of times as often, and the solver would learn to guess them.
-        prior = jnp.where(size > 0, jnp.log(jnp.maximum(size, 1)), -1e9)  # empty groups: never
-        logits = network.apply(params, rows) + prior
-        return jax.nn.log_softmax(logits), size
-
     def log_probability(state):
-        """Log-probability of each permutation [P]: of its group, then of a member, uniformly."""
-        log_group, size = group_log_probability(state.params, state.rows, state.group)
-        return (log_group - jnp.log(jnp.maximum(size, 1)))[state.group]
+        return state_lib.member_log_probability(network.apply(state.params, state.rows), state.group)
 
     def choose(key, state, batch_size):
-        # Drawing a member of the joint distribution is drawing a group and then a member of it.
         index = jax.random.categorical(key, log_probability(state), shape=(batch_size,))
         count = state.count.at[state.group[index]].add(1)
         return state.replace(count=count), index.astype(jnp.int32)
 
     def objective(params, state, advantage):
         """REINFORCE: the mean score of the draws times their advantage, plus the entropy bonus."""
-        log_group, size = group_log_probability(params, state.rows, state.group)
+        logits = network.apply(params, state.rows)
         share = state.count / jnp.maximum(state.count.sum(), 1)  # [K]
-        score = jnp.where(size > 0, share * log_group, 0).sum()
+        # The log-probability of the drawn permutations, of which all in a group have the same.
+        score = share @ logits - share.sum() * jax.nn.logsumexp(logits[state.group])
         # Of the permutations, not of the groups: largest where all permutations are drawn alike.
-        log_member = log_group - jnp.log(jnp.maximum(size, 1))
-        entropy = -jnp.where(size > 0, jnp.exp(log_group) * log_member, 0).sum()
-        return -(advantage * score + entropy_bonus * entropy), entropy
+        log_member = state_lib.member_log_probability(logits, state.group)  # [P]
+        spread = -(jnp.exp(log_member) * log_member).sum()
+        return -(advantage * score + entropy_bonus * spread), spread
 
     def observe(key, state, evaluation: Evaluation):
         del key
         error = 1 - evaluation.accuracy.mean()
-        expected = 2 * state.errors[0] - state.errors[1]
-        # Two errors are needed for a line; before there are, nothing is rewarded.
         known = (state.evaluations >= 2).astype(jnp.float32)
-        reward = known * (expected - error)
+        reward = state_lib.extrapolation_reward(error, state.errors, state.evaluations)
         difference = known * (reward - state.reward_mean)
         # The first reward sets the averages, later ones move them.
         rate = jnp.where(state.evaluations == 2, 1.0, 1 - baseline_decay) * known
         reward_square = state.reward_square + rate * (jnp.square(difference) - state.reward_square)
         advantage = difference / (jnp.sqrt(reward_square) + 1e-8)
-        gradient, entropy = jax.grad(objective, has_aux=True)(state.params, state, advantage)
+        gradient, spread = jax.grad(objective, has_aux=True)(state.params, state, advantage)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         state = PolicyState(
             params=params,
             opt_state=opt_state,
-            rows=sorted_rows(evaluation),
-            group=group_permutations(evaluation, num_groups),
+            rows=state_lib.sorted_rows(evaluation),
+            group=state_lib.group_permutations(evaluation, num_groups),
             count=jnp.zeros_like(state.count),
             errors=jnp.stack([error, state.errors[0]]),
             reward_mean=state.reward_mean + rate * (reward - state.reward_mean),
             reward_square=reward_square,
             evaluations=state.evaluations + 1,
         )
-        metrics = {
-            "error": error,
-            "reward": reward,
-            "advantage": advantage,
-            "baseline": state.reward_mean,
-            "entropy": entropy,
-        }
-        return state, metrics
+        metrics = {"error": error, "reward": reward, "advantage": advantage}
+        return state, metrics | {"baseline": state.reward_mean, "entropy": spread}
 
     return Player(
         init=init,

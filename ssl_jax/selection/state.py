@@ -9,9 +9,12 @@ members change (Büchler et al. 2018, Sec. 3.2).
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+from ssl_jax.runtime.errors import InputError
 
 KMEANS_ITERATIONS = 10
 
@@ -93,3 +96,61 @@ def sorted_rows(evaluation: Evaluation) -> jax.Array:
     """
     order = jnp.argsort(evaluation.accuracy, stable=True)
     return jnp.concatenate([evaluation.accuracy[order], jnp.log(evaluation.ratio[order] + 1e-6) / 10])
+
+
+class GroupNetwork(nn.Module):
+    """Two layers from the sorted state [2 P] to a number for each group [K]; at first all are zero."""
+
+    num_groups: int
+    hidden: int
+
+    @nn.compact
+    def __call__(self, rows: jax.Array) -> jax.Array:
+        """State [..., 2 P] -> [..., K]."""
+        hidden = nn.tanh(nn.Dense(self.hidden)(rows))
+        return nn.Dense(self.num_groups, kernel_init=nn.initializers.zeros)(hidden)
+
+
+def extrapolation_reward(error: jax.Array, errors: jax.Array, evaluations: jax.Array) -> jax.Array:
+    """How far the selection error fell below the line through the two before (SCIENCE: reward).
+
+    Args:
+      error: float32 [], E(t).
+      errors: float32 [2], E(t-1) and E(t-2).
+      evaluations: int32 [], how many there were before this one.
+
+    Returns:
+      float32 [], (2 E(t-1) - E(t-2)) - E(t); 0 before there are two errors for a line.
+    """
+    return jnp.where(evaluations >= 2, 2 * errors[0] - errors[1] - error, 0.0)
+
+
+def group_sums(values: jax.Array | float, group: jax.Array, num_groups: int) -> jax.Array:
+    """Sums over each group's members: values float32 [P] (or one for all), group int32 [P] -> [K]."""
+    return jnp.zeros((num_groups,)).at[group].add(values)
+
+
+def member_log_probability(logits: jax.Array, group: jax.Array) -> jax.Array:
+    """Log-probability of each permutation, float32 [P], where it weighs as its group says, logits [K].
+
+    Drawing from it is drawing a group and then a member of it, uniformly. Equal logits are a uniform draw
+    from the set: a group has its share of it. Equal shares for all groups would draw the members of small
+    ones tens of times as often, and the solver would learn to guess them. An empty group is never drawn.
+    """
+    return jax.nn.log_softmax(logits[group])
+
+
+def draw(key: jax.Array, probability: jax.Array, batch_size: int) -> jax.Array:
+    """Permutations, int32 [batch_size], from float32 [P]."""
+    return jax.random.categorical(key, jnp.log(probability), shape=(batch_size,)).astype(jnp.int32)
+
+
+def entropy(probability: jax.Array) -> jax.Array:
+    """Of the permutations drawn, in nats; log P where all are drawn alike."""
+    return jax.scipy.special.entr(probability).sum()
+
+
+def check_option(fits: bool, name: str, value: Any, wanted: str) -> None:
+    """Raises InputError where an option of a player does not fit."""
+    if not fits:
+        raise InputError(f"config.selection.{name} must be {wanted}, not {value!r}.")
