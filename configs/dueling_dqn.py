@@ -68,7 +68,7 @@ def default():
             "max_permutations": 100,
         },
         "train": {
-            "agent_steps": 500_000,
+            "agent_steps": 800_000,
             "steps_per_update": 4,
             "batch_size": 32,
             "gamma": 0.99,
@@ -76,6 +76,7 @@ def default():
             "target_period": 500,
             "optimizer": "adam",
             "learning_rate": 2e-4,
+            "decay_share": 0.25,
             "optimizer_epsilon": 1e-8,
             "max_gradient_norm": 10.0,
             "log_every": 2_000,
@@ -134,6 +135,7 @@ def nature():
         "train": {
             "agent_steps": 50_000_000,
             "learning_rate": 6.25e-5,
+            "decay_share": 0.0,
             "target_period": 8_000,
             "log_every": 20_000,
             "evaluate_every": 1_000_000,

@@ -5,6 +5,7 @@ import math
 import types
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -728,3 +729,23 @@ def test_presets_are_good(arg, aux):
     setup = dueling_dqn.setup_from_config(config)
     assert (setup.task is None) == (aux == "none")
     assert setup.replay.num_bytes < 7.5e9
+
+
+def test_the_learning_rate_falls_over_the_last_share_of_the_training():
+    setup = make_setup(
+        "smoke", **{"environments.num": 4, "train.agent_steps": 240, "train.decay_share": 0.25}
+    )
+    assert [float(setup.rate_factor(step)) for step in (0, 45, 50, 59)] == pytest.approx(
+        [1, 1, 10 / 15, 1 / 15]
+    )
+    assert make_setup("smoke", **{"train.decay_share": 0.0}).rate_factor(59) == 1
+    # Half the rate moves the parameters half as far.
+    agent = made_up_agent(setup)
+    inputs = BATCH, KEY
+    moved = []
+    for rate in (1.0, 0.5):
+        (params, _), _ = dueling_dqn.update(
+            setup, agent.target_params, (agent.params, agent.opt_state), inputs, rate
+        )
+        moved.append(jax.tree.map(jnp.subtract, params, agent.params))
+    chex.assert_trees_all_close(jax.tree.map(lambda x: x / 2, moved[0]), moved[1], atol=1e-7)

@@ -193,7 +193,8 @@ class Train:
       target_period: updates after which the target network becomes a copy of the online one; it happens
         at the end of the vector step in which they are complete.
       optimizer: "adam", or "rmsprop", centred, as in Mnih et al. 2015.
-      learning_rate: constant.
+      learning_rate: constant, until it decays.
+      decay_share: share of the training, at its end, over which the learning rate falls to 0 in a line.
       optimizer_epsilon: keeps the optimizer from dividing by nothing.
       max_gradient_norm: of all gradients together (Wang et al. 2015: 10).
       log_every: a line of metrics.
@@ -210,6 +211,7 @@ class Train:
     target_period: int
     optimizer: Literal["adam", "rmsprop"] = "adam"
     learning_rate: float
+    decay_share: float = 0.0
     optimizer_epsilon: float = 1e-8
     max_gradient_norm: float = 10.0
     log_every: int
@@ -225,6 +227,8 @@ class Train:
         for name in ("learning_rate", "optimizer_epsilon", "max_gradient_norm"):
             if getattr(self, name) <= 0:
                 raise InputError(f"config.train.{name} must be above 0, not {getattr(self, name)}.")
+        if not 0 <= self.decay_share <= 1:
+            raise InputError(f"config.train.decay_share must be from 0 to 1, not {self.decay_share}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -277,6 +281,12 @@ class Setup:
     def num_steps(self) -> int:
         """Vector steps of the training."""
         return -(-self.train.agent_steps // self.play.num)
+
+    def rate_factor(self, step: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+        """What the learning rate is multiplied by in a vector step: 1, falling to 0 if it decays."""
+        if not self.train.decay_share:
+            return 1.0
+        return jnp.minimum((self.num_steps - step) / (self.train.decay_share * self.num_steps), 1)
 
     def updates_at(self, step: int) -> bool:
         """Whether the vector step makes updates."""
@@ -602,7 +612,7 @@ def improve(
     num_updates = batches.r_t.shape[0]
     key = jax.random.fold_in(jax.random.fold_in(key, step), 2)
     keys = jax.random.split(key, num_updates)
-    function = functools.partial(update, setup, agent.target_params)
+    function = functools.partial(update, setup, agent.target_params, rate=setup.rate_factor(step))
     carry = agent.params, agent.opt_state
     if layers.fast_on_cpu():
         # In a loop's body XLA's CPU backend computes convolutions on one thread: 4 times slower.
@@ -622,7 +632,9 @@ def improve(
     return agent, td_errors, jax.tree.map(jnp.mean, metrics)
 
 
-def update(setup: Setup, target_params: Any, carry: tuple, inputs: tuple) -> tuple[tuple, tuple]:
+def update(
+    setup: Setup, target_params: Any, carry: tuple, inputs: tuple, rate: jax.typing.ArrayLike = 1.0
+) -> tuple[tuple, tuple]:
     """One update of Q-learning, and one of the auxiliary task with it or after it.
 
     Args:
@@ -630,6 +642,7 @@ def update(setup: Setup, target_params: Any, carry: tuple, inputs: tuple) -> tup
       target_params: of the target network.
       carry: params and opt_state.
       inputs: transitions [batch_size, ...], and a key.
+      rate: what the learning rate is multiplied by.
 
     Returns:
       carry; and errors float32 [batch_size] with the scalars for the metrics.
@@ -638,32 +651,32 @@ def update(setup: Setup, target_params: Any, carry: tuple, inputs: tuple) -> tup
     gradient, (td_errors, metrics) = q_gradient(setup, params, target_params, batch)
     metrics["train/gradient_norm"] = optax.global_norm(gradient)
     if setup.task is None:
-        params, q_state = _apply(setup.optimizer, gradient, opt_state["q"], params)
+        params, q_state = _apply(setup.optimizer, rate, gradient, opt_state["q"], params)
         return (params, {"q": q_state}), (td_errors, metrics)
 
     if setup.auxiliary.schedule == "joint":
         other, task_metrics = auxiliary_gradient(setup, params, batch.s_tm1, key)
         weighted = jax.tree.map(lambda x: setup.auxiliary.weight * x, other)
         both = {**gradient, **weighted, "trunk": jax.tree.map(jnp.add, gradient["trunk"], weighted["trunk"])}
-        params, q_state = _apply(setup.optimizer, both, opt_state["q"], params)
+        params, q_state = _apply(setup.optimizer, rate, both, opt_state["q"], params)
         opt_state = {"q": q_state}
     else:
         learned, q_state = _apply(
-            setup.optimizer, gradient, opt_state["q"], _without(params, "auxiliary_head")
+            setup.optimizer, rate, gradient, opt_state["q"], _without(params, "auxiliary_head")
         )
         params = {**params, **learned}
         other, task_metrics = auxiliary_gradient(setup, params, batch.s_tm1, key)
-        learned, task_state = _apply(
-            setup.auxiliary_optimizer, other, opt_state["auxiliary"], _only(params, "trunk", "auxiliary_head")
-        )
+        asked = _only(params, "trunk", "auxiliary_head")
+        learned, task_state = _apply(setup.auxiliary_optimizer, rate, other, opt_state["auxiliary"], asked)
         params = {**params, **learned}
         opt_state = {"q": q_state, "auxiliary": task_state}
     metrics |= task_metrics | compare_gradients(gradient["trunk"], other["trunk"])
     return (params, opt_state), (td_errors, metrics)
 
 
-def _apply(optimizer, gradient, opt_state, params):
+def _apply(optimizer, rate, gradient, opt_state, params):
     updates, opt_state = optimizer.update(gradient, opt_state, params)
+    updates = jax.tree.map(lambda x: rate * x, updates)
     return optax.apply_updates(params, updates), opt_state
 
 
