@@ -6,6 +6,9 @@ python -m ssl_jax.main --config=configs/dueling_dqn.py:paper,game=Breakout,aux=r
 python -m ssl_jax.main --config=configs/dueling_dqn.py:nature,game=Seaquest
 
 Default: frames of 52 x 52 pixels instead of 84 x 84, so that two CPU cores make four times as many updates.
+Pong without a task, seed 0, 800,000 agent steps: 15.6 over 100 games, 15.6 the best agent of the evaluations
+beside training, -20.3 a random one; 82 minutes on 2 cores of an AMD EPYC that had other work as well, JAX
+0.10.2 (results/dueling_dqn/pong_none). `paper` and `nature` were never run whole.
 """
 
 from ml_collections import ConfigDict
