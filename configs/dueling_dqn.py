@@ -53,7 +53,7 @@ def default():
             "evaluation_episodes": 100,
         },
         "environments": {"num": 8, "threads": 0},
-        "network": {"dueling": True, "hidden": 512, "start_from": placeholder(str)},
+        "network": {"dueling": True, "hidden": 512, "motion_gain": 1.0, "start_from": placeholder(str)},
         "replay": {
             "capacity": 100_000,
             "n_step": 3,

@@ -15,33 +15,37 @@ from ml_collections.config_dict import placeholder
 
 from ssl_jax.runtime.config import parse_arg
 
+OPTIONS = {
+    "policy": (
+        "policy_gradient",
+        "uniform",
+        "round_robin",
+        "curriculum",
+        "loss_prioritized",
+        "exp3",
+        "q_learning",
+    ),
+    "encoder": ("preset", "compact", "nature", "caffenet", "resnet18", "resnet50"),
+}
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    preset, options = parse_arg(
-        arg,
-        presets=("smoke", "paper"),
-        policy=(
-            "policy_gradient",
-            "uniform",
-            "round_robin",
-            "curriculum",
-            "loss_prioritized",
-            "exp3",
-            "q_learning",
-        ),
-        encoder=("preset", "compact", "nature", "caffenet"),
-    )
+    preset, options = parse_arg(arg, presets=("smoke", "paper"), **OPTIONS)
     config = ConfigDict(default())
     config.update({"default": {}, "smoke": smoke(), "paper": paper()}[preset])
     name = {"default": "compact", "smoke": "compact", "paper": "caffenet"}[preset]
     if options.encoder != "preset":
         name = options.encoder
-    config.encoder = ConfigDict({"name": name, "width": 64} if name == "compact" else {"name": name})
+    config.encoder = ConfigDict({"name": name} | ENCODERS.get(name, {}))
     if name == "nature" and preset != "paper":
-        config.jigsaw.tile = (36, 36)  # the smallest that its three convolutions take
-    config.selection.name = options.policy
-    config.selection.update(player(options.policy, preset))
+        config.spatial.puzzle.tile = (36, 36)  # the smallest that its three convolutions take
+    config.spatial.selection.name = options.policy
+    config.spatial.selection.update(player(options.policy, preset))
     return config
+
+
+# The stem of a ResNet for parts of 32 to 75 pixels.
+ENCODERS = {"compact": {"width": 64}, "resnet18": {"stem": "small"}, "resnet50": {"stem": "small"}}
 
 
 def player(name, preset):
@@ -99,27 +103,33 @@ def default():
             "threads": 2,
             "prefetch": 4,
         },
-        "permutations": {
-            "num": 100,
-            "method": "greedy",
-            "seed": 0,
-            "path": placeholder(str),
-            "index_base": placeholder(int),
-            "include_identity": False,
+        "spatial": {
+            "weight": 1.0,
+            "puzzle": {
+                "grid": (3, 3),
+                "window": (120, 120),
+                "tile": (32, 32),
+                "gap_jitter": True,
+                # Off: frames of an emulator went through no lens, and a colour tells what a thing is.
+                "color_jitter": 0.0,
+                "grey": 0.0,
+                "channel_shift": 0,
+                "normalize": True,
+            },
+            "permutations": {
+                "num": 100,
+                "method": "greedy",
+                "seed": 0,
+                "path": placeholder(str),
+                "index_base": placeholder(int),
+                "include_identity": False,
+            },
+            "head": {"fc6": 64, "fc7": 256, "dropout": 0.0},
+            "selection": {
+                "slice": {"examples": 192, "batch_size": 64, "classes_per_example": placeholder(int)}
+            },
+            "validation": {"examples": 400, "batch_size": 80, "classes_per_example": placeholder(int)},
         },
-        "jigsaw": {
-            "grid": (3, 3),
-            "window": (120, 120),
-            "tile": (32, 32),
-            "gap_jitter": True,
-            # Off: frames of an emulator went through no lens, and a colour tells what a thing is.
-            "color_jitter": 0.0,
-            "grey": 0.0,
-            "channel_shift": 0,
-            "normalize": True,
-        },
-        "head": {"fc6": 64, "fc7": 256, "dropout": 0.0},
-        "selection": {"slice": {"images": 192, "batch_size": 64, "permutations_per_image": placeholder(int)}},
         "train": {
             "steps": 600,
             "batch_size": 64,
@@ -134,7 +144,6 @@ def default():
             "checkpoint_every": 100,
             "keep_checkpoints": 2,
         },
-        "validation": {"images": 400, "batch_size": 80, "permutations_per_image": placeholder(int)},
         "probe": {
             "enabled": True,
             "pool": (2, 2),  # of 64 channels: 256 numbers a frame, as many as AtariARI's encoders give
@@ -151,9 +160,12 @@ def default():
 def smoke():
     return {
         "data": {"name": "atari_frames/tiny"},
-        "permutations": {"num": 20},
-        "head": {"fc6": 16, "fc7": 32},
-        "selection": {"slice": {"images": 16, "batch_size": 8}},
+        "spatial": {
+            "permutations": {"num": 20},
+            "head": {"fc6": 16, "fc7": 32},
+            "selection": {"slice": {"examples": 16, "batch_size": 8}},
+            "validation": {"examples": 16, "batch_size": 8},
+        },
         "train": {
             "steps": 24,
             "batch_size": 8,
@@ -162,7 +174,6 @@ def smoke():
             "validate_every": 12,
             "checkpoint_every": 4,
         },
-        "validation": {"images": 16, "batch_size": 8},
     }
 
 
@@ -175,16 +186,19 @@ def paper():
             "image_size": (256, 256),
             "workers": 8,
         },
-        "permutations": {"num": 100},
-        "jigsaw": {
-            "window": (255, 255),
-            "tile": (75, 75),
-            "color_jitter": 0.4,
-            "grey": 0.5,
-            "channel_shift": 2,
+        "spatial": {
+            "puzzle": {
+                "window": (255, 255),
+                "tile": (75, 75),
+                "color_jitter": 0.4,
+                "grey": 0.5,
+                "channel_shift": 2,
+            },
+            "permutations": {"num": 100},
+            "head": {"fc6": 1024, "fc7": 4096, "dropout": 0.5},
+            "selection": {"slice": {"examples": 1024, "batch_size": 256}},
+            "validation": {"examples": 10_000, "batch_size": 256},
         },
-        "head": {"fc6": 1024, "fc7": 4096, "dropout": 0.5},
-        "selection": {"slice": {"images": 1024, "batch_size": 256}},
         "train": {
             "steps": 350_000,
             "batch_size": 256,
@@ -197,5 +211,4 @@ def paper():
             "validate_every": 10_000,
             "checkpoint_every": 2_000,
         },
-        "validation": {"images": 10_000, "batch_size": 256},
     }

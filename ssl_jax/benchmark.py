@@ -32,6 +32,7 @@ from ml_collections import config_flags
 from ssl_jax.atari.environments import TimeStep
 from ssl_jax.atari.replay import ReplayState, Transitions
 from ssl_jax.experiments import dueling_dqn, pretrain
+from ssl_jax.experiments.tasks import SkillMeter, Task
 from ssl_jax.pretext import permutations
 from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime import mesh as mesh_lib
@@ -97,9 +98,10 @@ def measure_machine(bench: "PretrainBench | DQNBench") -> Iterator[Row]:
 # --- Pre-training
 
 
-def random_images(setup: pretrain.Setup, batch_size: int) -> np.ndarray:
-    """Pictures uint8 [batch_size, H, W, 3] of noise."""
-    shape = (batch_size, *setup.data.image_size, 3)
+def random_pictures(setup: pretrain.Setup, task: Task, batch_size: int) -> np.ndarray:
+    """Pictures uint8 [batch_size, H, W, 3], or clips [batch_size, u, H, W, 3], of noise."""
+    frames = (task.puzzle.num_parts,) if task.pictures == "clip" else ()
+    shape = (batch_size, *frames, *setup.data.image_size, 3)
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
@@ -111,8 +113,9 @@ class PretrainBench:
         self.mesh = mesh_lib.make()
         key = jax.random.PRNGKey(setup.seed)
         self.state = mesh_lib.replicate(pretrain.create_state(setup, key), self.mesh)
-        images = random_images(setup, setup.train.batch_size)
-        self.batch = mesh_lib.shard_batch({"image": images}, self.mesh)
+        size = setup.train.batch_size
+        pictures = {task.pictures: random_pictures(setup, task, size) for task in setup.tasks}
+        self.batch = mesh_lib.shard_batch(pictures, self.mesh)
 
     @functools.cached_property
     def step(self) -> Any:
@@ -130,15 +133,19 @@ class PretrainBench:
 
         return timed(once, self.seconds)
 
-    def skill_seconds(self, setup: pretrain.Setup, state, skill: pretrain.Skill, observe) -> float:
-        """Seconds to measure skill on the whole slice, and to show it to the player if asked."""
-        images = random_images(setup, skill.batch_size)
-        mask = np.ones(len(images), bool)
-        batch = mesh_lib.shard_batch({"image": images, "mask": mask}, self.mesh)
-        batches = [batch] * -(-skill.images // len(images))
-        meter = pretrain.SkillMeter(setup, skill, batches)
-        look = jax.jit(functools.partial(pretrain.observe, setup))
-        return timed(lambda: look(state, meter(state)) if observe else meter(state), self.seconds)
+    def skill_seconds(self, network, state, task: Task, observe: bool) -> float:
+        """Seconds to measure skill on the whole selection slice, and to show it to the player if asked."""
+        skill = task.selection_slice
+        pictures = random_pictures(self.setup, task, skill.batch_size)
+        batch = mesh_lib.shard_batch(
+            {task.pictures: pictures, "mask": np.ones(len(pictures), bool)}, self.mesh
+        )
+        batches = [batch] * -(-skill.examples // len(pictures))
+        meter = SkillMeter(network, task, skill, batches, self.setup.seed)
+        look = jax.jit(functools.partial(pretrain.observe, task))
+        variables = pretrain.variables_of(state)
+        once = lambda: look(state, meter(variables)) if observe else meter(variables)
+        return timed(once, self.seconds)
 
 
 def measure_step(bench: PretrainBench) -> Iterator[Row]:
@@ -148,10 +155,10 @@ def measure_step(bench: PretrainBench) -> Iterator[Row]:
     _ = bench.step
     yield "step/compile", time.perf_counter() - start, "s"
     yield "step/time", bench.step_seconds, "s"
-    yield "step/rate", size / bench.step_seconds, "images/s"
+    yield "step/rate", size / bench.step_seconds, "examples/s"
     program = jax.make_jaxpr(functools.partial(pretrain.train_step, bench.setup))(bench.state, bench.batch)
     flops = product_flops(program.jaxpr)
-    yield "step/flops_per_image", flops / size / 1e9, "GFLOP"
+    yield "step/flops_per_example", flops / size / 1e9, "GFLOP"
     share = flops / bench.step_seconds / matrix_rate(bench.seconds) / jax.device_count()
     yield "step/share_of_matrix_rate", 100 * share, "%"
 
@@ -159,48 +166,55 @@ def measure_step(bench: PretrainBench) -> Iterator[Row]:
 def measure_data(bench: PretrainBench) -> Iterator[Row]:
     """The host pipeline alone, and how long a step waits for it when they overlap."""
     setup = bench.setup
-    batches = pretrain.open_batches(setup, pretrain.open_data(setup))
+    streams = pretrain.open_batches(setup, pretrain.open_data(setup))
     size = setup.train.batch_size
-    yield "data/rate", size / timed(lambda: next(batches)["image"], bench.seconds), "images/s"
+    read = lambda: {name: next(stream)[name] for name, stream in streams.items()}
+    yield "data/rate", size / timed(read, bench.seconds), "examples/s"
     step, waiting, start, steps = bench.step, 0.0, time.perf_counter(), 0
     while time.perf_counter() - start < bench.seconds or steps < 3:
         before = time.perf_counter()
-        images = next(batches)["image"]
+        pictures = read()
         waiting += time.perf_counter() - before
-        bench.state, metrics = step(bench.state, mesh_lib.shard_batch({"image": images}, bench.mesh))
+        bench.state, metrics = step(bench.state, mesh_lib.shard_batch(pictures, bench.mesh))
         jax.block_until_ready(metrics)
         steps += 1
     elapsed = time.perf_counter() - start
-    batches.close()
-    yield "data/rate_with_step", steps * size / elapsed, "images/s"
+    for stream in streams.values():
+        stream.close()
+    yield "data/rate_with_step", steps * size / elapsed, "examples/s"
     yield "data/wait_share", 100 * waiting / elapsed, "%"
 
 
 def measure_selection(bench: PretrainBench) -> Iterator[Row]:
-    """What the player costs: one look at the network in `period` steps."""
-    setup = bench.setup
-    if not setup.player.period:
-        yield "selection/share_of_training", 0.0, "%"
-        return
-    seconds = bench.skill_seconds(setup, bench.state, setup.selection_slice, observe=True)
-    yield "selection/look", seconds, "s"
-    share = seconds / (setup.player.period * bench.step_seconds)
+    """What the players cost: one look at the network in `period` steps each."""
+    share = 0.0
+    for task in bench.setup.tasks:
+        if task.player.period:
+            seconds = bench.skill_seconds(bench.setup.network, bench.state, task, observe=True)
+            yield f"selection/{task.name}/look", seconds, "s"
+            share += seconds / (task.player.period * bench.step_seconds)
     yield "selection/share_of_training", 100 * share, "%"
 
 
 def measure_permutations(bench: PretrainBench) -> Iterator[Row]:
-    """Skill at 1000 permutations instead of 10, with the same 1000-way network."""
-    length = bench.setup.task.num_tiles
-    orders = permutations.make(num=1000, length=length)
-    network = bench.setup.network
-    network = network.clone(head=network.head.clone(num_classes=len(orders)))
+    """Skill at 1000 permutations instead of 10 of the jigsaw, with the same 1000-way network."""
+    setup = bench.setup
+    task = next((task for task in setup.tasks if task.name == "spatial"), None)
+    if task is None:
+        return
+    orders = permutations.make(num=1000, length=task.puzzle.num_parts)
+    task = dataclasses.replace(task, head=task.head.clone(num_classes=len(orders)))
+    network = setup.network.clone(heads={task.name: task.head})
+    setup = dataclasses.replace(setup, tasks=(task,), network=network)
+    state = mesh_lib.replicate(pretrain.create_state(setup, jax.random.PRNGKey(setup.seed)), bench.mesh)
     times = {}
     for number, each in ((10, None), (1000, 100), (1000, None)):
-        setup = dataclasses.replace(bench.setup, network=network, permutations=orders)
-        state = mesh_lib.replicate(pretrain.create_state(setup, jax.random.PRNGKey(setup.seed)), bench.mesh)
-        setup = dataclasses.replace(setup, permutations=orders[:number])
-        skill = dataclasses.replace(setup.selection_slice, permutations_per_image=each)
-        times[number, each] = bench.skill_seconds(setup, state, skill, observe=False)
+        some = dataclasses.replace(
+            task,
+            orders=orders[:number],
+            selection_slice=dataclasses.replace(task.selection_slice, classes_per_example=each),
+        )
+        times[number, each] = bench.skill_seconds(network, state, some, observe=False)
         answers = "all" if each is None else f"{each} an image"
         yield f"permutations/{number}, {answers}", times[number, each], "s"
     yield "permutations/1000 over 10, 100 an image", times[1000, 100] / times[10, None], "x"

@@ -8,14 +8,13 @@ The same command again goes on from the last checkpoint.
 """
 
 import importlib
-import pkgutil
 import shlex
 import sys
 
 from absl import flags
 from ml_collections import config_flags
 
-import ssl_jax.experiments
+from ssl_jax import experiments
 from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime.errors import InputError
 
@@ -34,8 +33,7 @@ def main(argv: list[str]) -> None:
     if config is None:
         known = " or ".join(config_lib.list_configs()) or "a config file"
         raise InputError(f"give an experiment by --config=FILE: {known}; --help says more")
-    experiments = [module.name for module in pkgutil.iter_modules(ssl_jax.experiments.__path__)]
-    config_lib.check_known("experiment", config.get("experiment"), experiments)
+    config_lib.check_known("experiment", config.get("experiment"), experiments.EXPERIMENTS)
     default = config_lib.default_workdir(flags.FLAGS["config"].config_filename)
     # Imported only now: jax takes seconds to start, and a mistyped flag should not wait for it.
     experiment = importlib.import_module(f"ssl_jax.experiments.{config.experiment}")

@@ -13,6 +13,28 @@ import pytest  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compilation_cache(tmp_path_factory):
+    """One for all runs of the session, here or started by the command line; the user's own is left alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("xla")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def little_optimization():
+    """For tests whose many small programs take far longer to compile than to run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def all_optimizations() -> dict:
+    """Compiler options of a program, among such tests, that is to be compiled as it is outside of tests."""
+    return {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+
+
 @pytest.fixture(scope="session")
 def atari_tiny_dir(tmp_path_factory) -> str:
     """A tfds directory that holds `atari_frames/tiny`, built once a session (a few seconds)."""

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from ssl_jax.pretext import augment
 
 KEY = jax.random.key(0)
+pytestmark = pytest.mark.usefixtures("little_optimization")
 
 
 def pictures(*shape, seed=0):

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,15 +93,20 @@ def test_forms_agree(small):
 
 def test_a_named_layer_is_what_the_next_one_reads(small):
     x, variables = small
-    apply = lambda layer: CaffeNet().apply(variables, x, layer=layer)
-    conv1, conv4, conv5, pool5 = jax.jit(lambda: tuple(map(apply, ("conv1", "conv4", "conv5", "pool5"))))()
+
+    @jax.jit
+    def maps(variables, x):
+        return [CaffeNet().apply(variables, x, layer=layer) for layer in ("conv1", "conv4", "conv5", "pool5")]
+
+    conv1, conv4, conv5, pool5 = maps(variables, x)
     for y in (conv1, conv4, conv5, pool5):
         assert (y >= 0).all()
         assert (y > 0).any()
-    conv = layers.conv(conv4, variables["params"]["conv5"]["kernel"], padding=1, groups=2)
+    conv = jax.jit(functools.partial(layers.conv, padding=1, groups=2))
+    conv = conv(conv4, variables["params"]["conv5"]["kernel"])
     bias = variables["params"]["conv5"]["bias"][None, None, None]
     np.testing.assert_allclose(jnp.maximum(conv + bias, 0), conv5, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(layers.max_pool(conv5), pool5, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(layers.max_pool)(conv5), pool5, rtol=1e-5)
 
 
 def test_an_unknown_layer_names_the_closest():

@@ -35,6 +35,8 @@ SMALL = {
 
 
 FOUR = {"environments.num": 4}
+# Most programs run once or twice, and take longer to compile than to run.
+pytestmark = pytest.mark.usefixtures("little_optimization")
 
 
 def load(arg="smoke", **overrides):
@@ -251,10 +253,11 @@ def test_epsilon_falls_in_a_line_after_the_random_phase():
 def test_actions_are_random_first_and_greedy_in_the_end():
     setup = make_setup(**{"environments.num": 32, "exploration.random_steps": 320, "replay.capacity": 640,
                           "exploration.decay_steps": 320, "exploration.final_epsilon": 0.0})  # fmt: skip
-    state = dueling_dqn.create_state(setup, KEY)
+    agent = made_up_agent(setup)
+    state = dueling_dqn.State(step=jnp.int32(0), updates=jnp.int32(0), key=KEY, agent=agent, replay=None)
     actor = dueling_dqn.make_actor(setup)
     s_t = np.asarray(made_up_batches(1, 32).s_tm1[0])
-    greedy = np.asarray(q_values(setup, state.agent.params, s_t).argmax(-1))
+    greedy = jax.jit(functools.partial(q_values, setup))(agent.params, s_t).argmax(-1)
     actions = {step: np.asarray(actor(state.replace(step=jnp.int32(step)), s_t)) for step in (0, 1, 20, 21)}
     assert len(set(actions[0])) == 6
     assert (actions[0] != actions[1]).any()  # each step draws anew
@@ -310,14 +313,19 @@ TASK_PARTS = ("trunk", "auxiliary_head")
 BATCH = jax.tree.map(lambda x: x[0], made_up_batches(1))
 
 
-def test_joint_is_one_step_by_the_weighted_sum(tasks):
-    setup, agent, step = tasks["joint"]
+@pytest.fixture(scope="module")
+def both_gradients(tasks):
+    """`gradients_by_hand` of params, target_params and batch; they do not depend on the schedule."""
+    setup, *_ = tasks["joint"]
+    return jax.jit(functools.partial(gradients_by_hand, setup))
+
+
+def test_joint_is_one_step_by_the_weighted_sum(tasks, both_gradients):
+    _, agent, step = tasks["joint"]
     (params, opt_state), (_, metrics) = step(
-        agent.target_params, (agent.params, agent.opt_state), (BATCH, KEY)
+        agent.target_params, (agent.params, agent.opt_state), (BATCH, KEY), 1.0
     )
-    of_q, of_task = jax.jit(functools.partial(gradients_by_hand, setup))(
-        agent.params, agent.target_params, BATCH
-    )
+    of_q, of_task = both_gradients(agent.params, agent.target_params, BATCH)
     both = jax.tree.map(lambda q, task: q + 0.5 * task, of_q, of_task)
     assert_close(params, AdamByHand().step(agent.params, both), rtol=1e-4, atol=1e-6)
     assert opt_state.keys() == {"q"}
@@ -326,17 +334,16 @@ def test_joint_is_one_step_by_the_weighted_sum(tasks):
         np.testing.assert_allclose(metrics[f"gradient/{name}_norm"], norm, rtol=1e-4)
 
 
-def test_alternate_is_a_q_step_and_then_a_task_step_from_there(tasks):
-    setup, agent, step = tasks["alternate"]
-    (params, opt_state), _ = step(agent.target_params, (agent.params, agent.opt_state), (BATCH, KEY))
-    gradients = jax.jit(functools.partial(gradients_by_hand, setup))
-    of_q, _ = gradients(agent.params, agent.target_params, BATCH)
+def test_alternate_is_a_q_step_and_then_a_task_step_from_there(tasks, both_gradients):
+    _, agent, step = tasks["alternate"]
+    (params, opt_state), _ = step(agent.target_params, (agent.params, agent.opt_state), (BATCH, KEY), 1.0)
+    of_q, _ = both_gradients(agent.params, agent.target_params, BATCH)
     between = agent.params | AdamByHand().step(part(agent.params, *Q_PARTS), part(of_q, *Q_PARTS))
-    _, of_task = gradients(between, agent.target_params, BATCH)
+    _, of_task = both_gradients(between, agent.target_params, BATCH)
     end = between | AdamByHand(0.5 * RATE).step(part(between, *TASK_PARTS), part(of_task, *TASK_PARTS))
     assert_close(params, end, rtol=1e-4, atol=1e-6)
     assert opt_state.keys() == {"q", "auxiliary"}
-    _, wrong = gradients(agent.params, agent.target_params, BATCH)  # at the old parameters
+    _, wrong = both_gradients(agent.params, agent.target_params, BATCH)  # at the old parameters
     assert (
         abs(np.asarray(wrong["trunk"]["conv1"]["kernel"] - of_task["trunk"]["conv1"]["kernel"])).max() > 1e-5
     )
@@ -352,7 +359,8 @@ def test_the_task_moves_no_q_head_and_q_learning_not_the_tasks(schedule, tasks):
     assert q.keys() == set(Q_PARTS)
     assert task.keys() == set(TASK_PARTS)
     nothing_to_learn = BATCH._replace(weights=jnp.zeros(4))
-    (params, _), _ = step(agent.target_params, (agent.params, agent.opt_state), (nothing_to_learn, KEY))
+    carry = agent.params, agent.opt_state
+    (params, _), _ = step(agent.target_params, carry, (nothing_to_learn, KEY), 1.0)
     for name in ("value_head", "advantage_head"):
         assert_same(params[name], agent.params[name])
     for name in TASK_PARTS:
@@ -391,7 +399,7 @@ def moving_squares(num, frames=4):
 
 
 @pytest.mark.parametrize("schedule", ["alternate", "joint"])
-def test_the_order_of_moving_squares_is_learned(schedule):
+def test_the_order_of_moving_squares_is_learned(schedule, all_optimizations):
     setup = make_setup(
         "smoke,aux=sequence",
         **{
@@ -405,7 +413,7 @@ def test_the_order_of_moving_squares_is_learned(schedule):
     agent = made_up_agent(setup)
     fours = lambda x: jnp.tile(x, (4,) + (1,) * (x.ndim - 1))
     batch = jax.tree.map(fours, BATCH._replace(s_tm1=moving_squares(4), s_t=moving_squares(4)))
-    step = jax.jit(functools.partial(dueling_dqn.update, setup))
+    step = jax.jit(functools.partial(dueling_dqn.update, setup), compiler_options=all_optimizations)
     carry, accuracies = (agent.params, agent.opt_state), []
     for i in range(250):
         carry, (_, metrics) = step(agent.target_params, carry, (batch, jax.random.fold_in(KEY, i)))
@@ -739,13 +747,12 @@ def test_the_learning_rate_falls_over_the_last_share_of_the_training():
         [1, 1, 10 / 15, 1 / 15]
     )
     assert make_setup("smoke", **{"train.decay_share": 0.0}).rate_factor(59) == 1
-    # Half the rate moves the parameters half as far.
-    agent = made_up_agent(setup)
-    inputs = BATCH, KEY
+
+
+def test_half_the_rate_moves_the_parameters_half_as_far(tasks):
+    _, agent, step = tasks["joint"]
     moved = []
     for rate in (1.0, 0.5):
-        (params, _), _ = dueling_dqn.update(
-            setup, agent.target_params, (agent.params, agent.opt_state), inputs, rate
-        )
+        (params, _), _ = step(agent.target_params, (agent.params, agent.opt_state), (BATCH, KEY), rate)
         moved.append(jax.tree.map(jnp.subtract, params, agent.params))
     chex.assert_trees_all_close(jax.tree.map(lambda x: x / 2, moved[0]), moved[1], atol=1e-7)

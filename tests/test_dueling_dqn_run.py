@@ -2,18 +2,15 @@
 
 import functools
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
 
 from ssl_jax.atari.environments import TimeStep
 from ssl_jax.evaluation import atari_return
@@ -23,8 +20,7 @@ from ssl_jax.runtime import metrics as metrics_lib
 from ssl_jax.runtime.checkpoints import Checkpoints, restore_raw
 from ssl_jax.runtime.errors import InputError
 
-ROOT = Path(__file__).parents[1]
-CONFIG = f"{ROOT / 'configs' / 'dueling_dqn.py'}:smoke"
+CONFIG = f"{runs.ROOT / 'configs' / 'dueling_dqn.py'}:smoke"
 # With four environments: 60 vector steps of 4 agent steps each.
 STEPS = 240
 FOUR = {"environments.num": 4}
@@ -37,35 +33,8 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _settings(tmp_path_factory):
-    """What the runs of this file find in their environment: one compilation cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("xla")))
-        patch.setenv("PYTHONPATH", str(ROOT))
-        yield
-
-
-def start(workdir) -> subprocess.Popen:
-    """Starts the smoke preset by the command line, on one device."""
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "ssl_jax.main", f"--config={CONFIG}", f"--workdir={workdir}"),
-            "--config.environments.num=4",
-        ],
-        env=os.environ | {"XLA_FLAGS": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(workdir) -> str:
-    """Runs to the end; returns what was printed."""
-    process = start(workdir)
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
-    return output
+start = functools.partial(runs.start, CONFIG, overrides=FOUR)
+finish = functools.partial(runs.finish, CONFIG, overrides=FOUR)
 
 
 def load(overrides):
@@ -75,22 +44,6 @@ def load(overrides):
 def run_here(workdir, **overrides):
     """A run in this process, on the four devices of the tests, of which it uses one."""
     return dueling_dqn.run(load(SMALL | overrides), workdir)
-
-
-def wait_until(process, condition) -> None:
-    """Waits for something that a living run does."""
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.001)
-
-
-def progress(workdir) -> int:
-    """The last agent step that has a line of metrics."""
-    return max((line["step"] for line in metrics_lib.read(workdir / "metrics.jsonl")), default=0)
-
-
-def checkpoints_in(workdir) -> list[int]:
-    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
 
 
 def saved(workdir, overrides=()):
@@ -107,7 +60,7 @@ def saved(workdir, overrides=()):
 def uninterrupted(tmp_path_factory):
     """The smoke preset as it is, from a first start to the report."""
     workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
-    output = finish(workdir)
+    output, _ = finish(workdir)
     assert str(workdir / "report.html") in output
     return workdir
 
@@ -117,14 +70,16 @@ def killed(tmp_path_factory, uninterrupted):
     """The same run, killed before its first checkpoint and after it, and finished."""
     del uninterrupted  # its programs are in the cache by now
     workdir = tmp_path_factory.mktemp("runs") / "killed"
-    for moment in (40, 120):
+    for moment, after_checkpoint in ((40, False), (120, True)):
         process = start(workdir)
-        wait_until(process, lambda moment=moment: progress(workdir) >= moment)
+        runs.wait_until(process, lambda moment=moment: runs.progress(workdir) >= moment)
+        if after_checkpoint:  # it is written in the background
+            runs.wait_until(process, lambda: runs.saved_steps(workdir))
         time.sleep(0.02 * random.random())
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-        assert bool(checkpoints_in(workdir)) == (moment > 80)
+        assert bool(runs.saved_steps(workdir)) == after_checkpoint
         assert not (workdir / "results.json").exists()
     finish(workdir)
     return workdir
@@ -136,12 +91,12 @@ def stopped(tmp_path_factory, uninterrupted):
     del uninterrupted
     workdir = tmp_path_factory.mktemp("runs") / "stopped"
     process = start(workdir)
-    wait_until(process, lambda: progress(workdir) >= 120)
+    runs.wait_until(process, lambda: runs.progress(workdir) >= 120)
     process.terminate()
     _, errors = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM, errors
     assert not (workdir / "results.json").exists()
-    (stopped_at,) = checkpoints_in(workdir)
+    (stopped_at,) = runs.saved_steps(workdir)
     finish(workdir)
     return workdir, stopped_at, errors
 
@@ -213,11 +168,7 @@ def test_a_killed_run_ends_with_the_same_bits(killed, uninterrupted):
     for leaf, other in zip(jax.tree.leaves(state), jax.tree.leaves(other_state), strict=True):
         np.testing.assert_array_equal(leaf, other)
     assert data["episodes"] == other_data["episodes"]
-    timeless = lambda workdir: [
-        {name: value for name, value in line.items() if not name.startswith("time/")}
-        for line in metrics_lib.read(workdir / "metrics.jsonl")
-    ]
-    assert timeless(killed) == timeless(uninterrupted)
+    assert runs.numbers(killed) == runs.numbers(uninterrupted)
     scores = [json.loads((w / "results.json").read_text())["scores"] for w in (killed, uninterrupted)]
     assert scores[0] == scores[1]
 
@@ -252,7 +203,7 @@ def test_nothing_false_enters_the_memory_where_a_run_was_stopped(stopped):
 def test_a_finished_run_is_left_alone(killed):
     names = ("config.json", "metrics.jsonl", "results.json", "report.html")
     files = {name: (killed / name).read_bytes() for name in names}
-    output = finish(killed)
+    output, _ = finish(killed)
     assert {name: (killed / name).read_bytes() for name in names} == files
     assert "report.html" in output
 
@@ -420,7 +371,7 @@ def test_a_number_that_is_not_finite_stops_the_run(tmp_path):
     assert "\n" not in sentence
     assert sentence.endswith("try a lower config.train.learning_rate.")
     step = int(sentence.partition(" at step ")[2].split()[0])
-    (good,) = checkpoints_in(tmp_path)
+    (good,) = runs.saved_steps(tmp_path)
     assert f"the last good checkpoint is of step {good}" in sentence
     assert good < step
     for leaf in jax.tree.leaves(restore_raw(tmp_path / "checkpoints", good)["agent"]["params"]):

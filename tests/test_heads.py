@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ssl_jax.networks import heads
 from ssl_jax.networks.caffenet import CaffeNet
-from ssl_jax.networks.heads import JigsawHead, PuzzleNetwork
+from ssl_jax.networks.heads import FrameOrderHead, JigsawHead, PuzzleNetwork
 
 TILES, IMAGES, CLASSES = 9, 12, 100
 
@@ -26,7 +26,7 @@ class Encoder(nn.Module):
 
 @pytest.fixture(scope="module")
 def network():
-    return PuzzleNetwork(Encoder(), JigsawHead(CLASSES, fc6=8, fc7=16))
+    return PuzzleNetwork(Encoder(), {"spatial": JigsawHead(CLASSES, fc6=8, fc7=16)})
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +50,15 @@ def variables(network, tiles):
         scale = np.sqrt(2 / np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 0.1
         return np.float32(scale * rng.normal(size=leaf.shape) + (leaf.ndim == 1))
 
-    return jax.tree.map(draw, jax.eval_shape(lambda: network.init(jax.random.key(0), tiles, train=False)))
+    return jax.tree.map(
+        draw, jax.eval_shape(lambda: network.init(jax.random.key(0), tiles, "spatial", train=False))
+    )
 
 
 @pytest.fixture(scope="module")
 def naive_logits(network, variables, tiles, permutations):
     """[B, P, classes]: every image is shuffled, encoded and classified under every permutation."""
-    answer = jax.jit(lambda tiles: network.apply(variables, tiles, train=False))
+    answer = jax.jit(lambda tiles: network.apply(variables, tiles, "spatial", train=False))
     return np.stack([answer(tiles[:, permutation]) for permutation in permutations], axis=1)
 
 
@@ -72,32 +74,21 @@ def naive_sums(logits, mask, answered):
     return sums
 
 
+def answer_all(network, variables, tiles, permutations, mask, permutations_per_image=None):
+    """Sums over a batch, as `experiments.tasks` makes them."""
+    index = heads.answered(len(tiles), CLASSES, permutations_per_image)
+    lead = network.apply(variables, tiles, "spatial", permutations, index, method="permutation_margins")
+    return heads.answer_sums(lead, index, CLASSES, mask)
+
+
 def statistics(network, variables, tiles, permutations, **kwargs):
-    apply = lambda tiles: network.apply(
-        variables, tiles, permutations, method="permutation_statistics", **kwargs
-    )
-    return jax.jit(apply)(tiles)
+    return jax.jit(lambda tiles: answer_all(network, variables, tiles, permutations, **kwargs))(tiles)
 
 
 def assert_sums_equal(actual, expected):
     assert actual.keys() == expected.keys()
     for name in expected:
         np.testing.assert_allclose(actual[name], expected[name], rtol=1e-4, atol=1e-6, err_msg=name)
-
-
-def test_logits_of_all_permutations_equal_those_of_shuffled_tiles(
-    network, variables, tiles, permutations, naive_logits
-):
-    features = network.apply(variables, tiles, train=False, method="tile_features")
-    assert features.shape == (IMAGES, TILES, 8)
-    logits = network.apply(
-        variables,
-        features,
-        permutations,
-        method=lambda network, *args: network.head.permutation_logits(*args),
-    )
-    assert logits.dtype == jnp.float32
-    np.testing.assert_allclose(logits, naive_logits, rtol=1e-4, atol=1e-4)
 
 
 def test_statistics_equal_the_naive_evaluation(
@@ -149,9 +140,7 @@ def test_a_ratio_stays_finite(network, variables, tiles, permutations):
 def test_images_split_among_devices_are_never_gathered(network, variables, tiles, permutations):
     mesh = Mesh(np.asarray(jax.devices()), ("data",))
     split = NamedSharding(mesh, PartitionSpec("data"))
-    apply = lambda variables, tiles, mask: network.apply(
-        variables, tiles, permutations, mask=mask, method="permutation_statistics"
-    )
+    apply = lambda variables, tiles, mask: answer_all(network, variables, tiles, permutations, mask)
     mask = np.ones(IMAGES, bool)
     everywhere = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
     args = (everywhere, jax.device_put(tiles, split), jax.device_put(mask, split))
@@ -185,6 +174,7 @@ def test_gradients_dropout_and_batch_statistics(network, variables, tiles):
             logits, updated = network.apply(
                 {**variables, "params": params},
                 tiles,
+                "spatial",
                 train=True,
                 rngs={"dropout": key},
                 mutable=["batch_stats"],
@@ -202,12 +192,12 @@ def test_gradients_dropout_and_batch_statistics(network, variables, tiles):
 
 
 def test_paper_size_has_the_layers_of_the_context_free_network():
-    network = PuzzleNetwork(CaffeNet(), JigsawHead(100))
+    network = PuzzleNetwork(CaffeNet(), {"spatial": JigsawHead(100)})
     tiles = jnp.zeros((2, 9, 75, 75, 3))
     logits, variables = jax.eval_shape(
-        lambda key: network.init_with_output(key, tiles, train=False), jax.random.key(0)
+        lambda key: network.init_with_output(key, tiles, "spatial", train=False), jax.random.key(0)
     )
-    head = variables["params"]["head"]
+    head = variables["params"]["heads_spatial"]
     assert logits.shape == (2, 100)
     assert {name: layer["kernel"].shape for name, layer in head.items()} == {
         "fc6": (256 * 3 * 3, 1024),
@@ -218,13 +208,107 @@ def test_paper_size_has_the_layers_of_the_context_free_network():
 
 
 def test_bfloat16_is_for_computing_only(tiles):
-    network = PuzzleNetwork(Encoder(), JigsawHead(CLASSES, fc6=8, fc7=16, dtype=jnp.bfloat16))
+    network = PuzzleNetwork(Encoder(), {"spatial": JigsawHead(CLASSES, fc6=8, fc7=16, dtype=jnp.bfloat16)})
     logits, variables = jax.eval_shape(
-        lambda key: network.init_with_output(key, tiles, train=False), jax.random.key(0)
+        lambda key: network.init_with_output(key, tiles, "spatial", train=False), jax.random.key(0)
     )
     features = jax.eval_shape(
-        lambda variables: network.apply(variables, tiles, train=False, method="tile_features"), variables
+        lambda variables: network.apply(variables, tiles, "spatial", train=False, method="part_features"),
+        variables,
     )
     assert features.dtype == jnp.bfloat16
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+# The head for the order of frames
+
+
+@pytest.fixture(scope="module", params=[(4, 24), (8, 100)], ids=["4 frames", "8 frames"])
+def frame_order_head(request):
+    """(network, random variables, frames [B, u, 4, 4, 3], orders [P, u])."""
+    length, classes = request.param
+    rng = np.random.default_rng(3)
+    frames = np.float32(rng.normal(size=(IMAGES, length, 4, 4, 3)))
+    orders = np.stack([rng.permutation(length) for _ in range(classes)]).astype(np.int32)
+    network = PuzzleNetwork(Encoder(), {"temporal": FrameOrderHead(classes, fc6=8, lstm=6)})
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), frames, "temporal", train=False))
+    draw = lambda leaf: np.float32(0.7 * rng.normal(size=leaf.shape) + (leaf.ndim == 1))
+    return network, jax.tree.map(draw, shapes), frames, orders
+
+
+def frame_order_margins(network, variables, frames, orders):
+    index = jnp.broadcast_to(jnp.arange(len(orders))[None], (len(frames), len(orders)))
+    return network.apply(variables, frames, "temporal", orders, index, method="permutation_margins")
+
+
+def test_frame_order_margins_equal_those_of_shuffled_frames(frame_order_head, monkeypatch):
+    network, variables, frames, orders = frame_order_head
+    monkeypatch.setattr(heads, "ANSWERS_PER_STEP", len(orders))  # one clip of each shard at a time
+    answer = jax.jit(lambda frames: network.apply(variables, frames, "temporal", train=False))
+    logits = np.stack([answer(frames[:, order]) for order in orders], axis=1)
+    others = np.where(np.eye(len(orders), dtype=bool)[None], -np.inf, logits).max(-1)
+    expected = np.diagonal(logits, axis1=1, axis2=2) - others
+    actual = jax.jit(functools.partial(frame_order_margins, network))(variables, frames, orders)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+    assert logits.std(1).min() > 1e-3  # The order matters to every logit of every clip.
+
+
+def test_clips_split_among_devices_are_never_gathered(frame_order_head):
+    network, variables, frames, orders = frame_order_head
+    mesh = Mesh(np.asarray(jax.devices()), ("data",))
+    placed = jax.device_put(frames, NamedSharding(mesh, PartitionSpec("data")))
+    everywhere = jax.device_put((variables, orders), NamedSharding(mesh, PartitionSpec()))
+    margins = jax.jit(
+        lambda variables, frames, orders: frame_order_margins(network, variables, frames, orders)
+    )
+    program = margins.lower(everywhere[0], placed, everywhere[1]).compile()
+    assert not re.findall(r"all-gather|all-to-all|collective-permute", program.as_text())
+    np.testing.assert_allclose(
+        program(everywhere[0], placed, everywhere[1]),
+        margins(variables, frames, orders),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_the_frame_order_head_has_the_layers_it_names():
+    head = FrameOrderHead(24, fc6=16, lstm=10, dtype=jnp.bfloat16)
+
+    def apply(head, maps):
+        features = head.tile_features(maps, train=False).reshape(2, 4, 16)
+        return features, head.classify(features, train=False)
+
+    (features, logits), variables = jax.eval_shape(
+        lambda: head.init_with_output(jax.random.key(0), jnp.zeros((8, 3, 3, 5)), method=apply)
+    )
+    assert (features.dtype, logits.dtype, logits.shape) == (jnp.bfloat16, jnp.float32, (2, 24))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    params = variables["params"]
+    assert params["fc6"]["kernel"].shape == (45, 16)
+    assert params["classifier"]["kernel"].shape == (4 * 10, 24)
+    sizes = [leaf.size for leaf in jax.tree.leaves(params["lstm"])]
+    assert sum(sizes) == 4 * (16 * 10 + 10 * 10 + 10)  # four gates, each of input, state and bias
+
+
+def test_what_all_frames_share_says_nothing():
+    features = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
+    relative = np.asarray(heads.relative_to_clip(features))
+    np.testing.assert_allclose(relative.mean(1), 0, atol=1e-6)
+    np.testing.assert_allclose((relative**2).mean((1, 2)), 1, rtol=1e-4)
+    shifted = heads.relative_to_clip(5 * features + np.arange(3, dtype=np.float32)[None, None])
+    np.testing.assert_allclose(shifted, relative, atol=1e-4)
+    alike = jax.grad(lambda features: heads.relative_to_clip(features).sum())(jnp.ones((1, 4, 3)))
+    assert np.isfinite(alike).all()
+
+
+def test_dropout_of_the_frame_order_head_is_for_training():
+    head = FrameOrderHead(24, fc6=16, lstm=10)
+    features = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 16)), jnp.float32)
+    variables = head.init(jax.random.key(0), features, train=False, method="classify")
+    variables["params"]["classifier"]["kernel"] += 1.0  # It starts at zero.
+    classify = lambda train, key: head.apply(
+        variables, features, train=train, rngs={"dropout": jax.random.key(key)}, method="classify"
+    )
+    np.testing.assert_array_equal(classify(False, 0), classify(False, 1))
+    assert (classify(True, 0) != classify(True, 1)).any()

@@ -9,6 +9,7 @@ from ssl_jax.pretext import jigsaw, permutations
 from ssl_jax.runtime.errors import InputError
 
 KEY = jax.random.key(0)
+pytestmark = pytest.mark.usefixtures("little_optimization")
 PLAIN = {"color_jitter": 0.0, "grey": 0.0, "channel_shift": 0}
 
 

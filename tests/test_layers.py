@@ -12,6 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ssl_jax.networks import layers
 from ssl_jax.runtime.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("little_optimization")
+
 
 def values_and_gradients(function, form, *args):
     """What `function` answers, and the gradients of a sum of its answers with random weights."""
@@ -102,14 +104,14 @@ def test_minimal_filtering_is_correlation(m, r):
     np.testing.assert_allclose(output @ (filters @ g * (data @ d)), np.correlate(d, g), atol=1e-5)
 
 
-def test_conv_computes_no_gradient_that_nobody_reads():
+def test_conv_computes_no_gradient_that_nobody_reads(all_optimizations):
     x, kernel = random_conv(4, 21, 21, 3, 8, 11, 1)
 
     def loss(kernel, x):
         return layers.conv(x, kernel, stride=2, form="cpu").sum()
 
-    first = jax.jit(jax.grad(loss)).lower(kernel, x).compile().as_text()
-    later = jax.jit(jax.grad(loss, (0, 1))).lower(kernel, x).compile().as_text()
+    first = jax.jit(jax.grad(loss)).lower(kernel, x).compile(all_optimizations).as_text()
+    later = jax.jit(jax.grad(loss, (0, 1))).lower(kernel, x).compile(all_optimizations).as_text()
     assert " convolution(" not in first
     assert " convolution(" in later
 
@@ -124,7 +126,7 @@ def test_conv_module_keeps_parameters_in_float32():
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     deviation = params["kernel"].std()
     assert abs(deviation / np.sqrt(2 / (3 * 3 * 2)) - 1) < 0.2
-    exact = layers.Conv(6, 3, padding=1, groups=2).apply(variables, x)
+    exact = jax.jit(layers.Conv(6, 3, padding=1, groups=2).apply)(variables, x)
     np.testing.assert_allclose(np.float32(y), exact, rtol=0, atol=0.02 * np.abs(exact).max())
 
 
@@ -139,7 +141,7 @@ def test_loop_shape_divides_every_batch(num, most):
 
 @pytest.mark.parametrize("form", ["plain", "cpu"])
 @pytest.mark.parametrize("name", ["conv1", "conv2"])
-def test_a_batch_split_among_devices_is_never_gathered(name, form):
+def test_a_batch_split_among_devices_is_never_gathered(name, form, all_optimizations):
     height, width, channels, features, window, stride, padding, groups = CONVS[name]
     x, kernel = random_conv(8, height, width, channels, features, window, groups)
     mesh = Mesh(np.asarray(jax.devices()), ("data",))
@@ -151,7 +153,8 @@ def test_a_batch_split_among_devices_is_never_gathered(name, form):
         return (y**2).sum()
 
     gradient = jax.jit(jax.grad(loss))
-    program = gradient.lower(jax.device_put(kernel, everywhere), jax.device_put(x, split)).compile()
+    lowered = gradient.lower(jax.device_put(kernel, everywhere), jax.device_put(x, split))
+    program = lowered.compile(all_optimizations)
     assert not re.findall(r"all-gather|all-to-all|collective-permute", program.as_text())
     expected = gradient(kernel, x)
     actual = program(jax.device_put(kernel, everywhere), jax.device_put(x, split))

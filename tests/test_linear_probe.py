@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
-from sklearn.linear_model import RidgeClassifier
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
-from ssl_jax.evaluation import linear_probe
+from ssl_jax.evaluation import linear_probe, scores
+from ssl_jax.runtime.errors import InputError
 
 
 def problem(number=200, width=6, classes=4, noise=0.5, seed=0):
@@ -118,3 +120,144 @@ def test_scale_and_origin_of_features_mean_nothing(scale, shift):
     np.testing.assert_allclose(other.kernels, plain.kernels, atol=1e-3)
     agree = other.predict(unseen * scale + shift) == plain.predict(unseen)
     assert agree.mean() > 0.99
+
+
+# --- Softmax regression
+
+
+# Two everywhere, for each shape of the problem compiles a solver.
+DECAYS = (1e-3, 1e-1)
+
+
+def softmax_protocol(**options):
+    return linear_probe.Protocol(weight_decays=DECAYS, tolerance=1e-6, **options)
+
+
+def test_softmax_regression_is_that_of_sklearn():
+    features, labels = problem(noise=2.0)
+    labels = labels[:, 0] * 3  # classes are not 0, 1, 2, ...
+    unseen = problem(noise=2.0, seed=1)[0]
+    probe = linear_probe.fit_softmax(features, labels, softmax_protocol())
+    standard = lambda values: (values - features.mean(0)) / features.std(0)
+    for number, decay in enumerate(DECAYS):
+        other = LogisticRegression(C=1 / (len(labels) * decay), tol=1e-8, max_iter=10_000)
+        other.fit(standard(features), labels)
+        np.testing.assert_allclose(probe.kernels[number].T, other.coef_, atol=2e-3)
+        # A constant added to all biases changes nothing.
+        centred = lambda bias: bias - bias.mean()
+        np.testing.assert_allclose(centred(probe.biases[number]), centred(other.intercept_), atol=2e-3)
+        np.testing.assert_array_equal(probe.predict(unseen)[number], other.predict(standard(unseen)))
+
+
+def test_sgd_arrives_where_lbfgs_does():
+    features, labels = problem(noise=2.0)
+    exact = linear_probe.fit_softmax(features, labels[:, 0], softmax_protocol())
+    by_steps = linear_probe.fit_softmax(
+        features, labels[:, 0], softmax_protocol(solver="sgd", epochs=200, batch_size=50)
+    )
+    np.testing.assert_allclose(by_steps.kernels, exact.kernels, atol=0.05)
+    unseen = problem(noise=2.0, seed=1)[0]
+    assert (by_steps.predict(unseen) == exact.predict(unseen)).mean() > 0.98
+
+
+def test_sgd_does_not_diverge_where_features_are_nearly_one_number():
+    """The curvature grows with the number of equal features: a fixed rate would blow up."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    wide = np.float32(
+        labels[:, None] + 0.2 * rng.standard_normal((200, 1)) + rng.normal(0, 0.01, (200, 2000))
+    )
+    probe = linear_probe.fit_softmax(wide, labels, softmax_protocol(solver="sgd", epochs=10, batch_size=20))
+    assert np.isfinite(probe.kernels).all()
+    assert ((probe.predict(wide) == labels[None]).mean(1) > 0.95).all()
+
+
+def test_the_validation_set_decides_on_the_decay_and_the_test_set_is_scored():
+    features, labels = problem(number=300)
+    train, test = (features[:200], labels[:200, 0]), (features[200:], labels[200:, 0])
+    score = lambda decays, validation: linear_probe.classify(
+        train, validation, test, linear_probe.Protocol(weight_decays=decays)
+    )
+    # With a huge decay the most frequent class is always answered.
+    majority = np.bincount(train[1]).argmax()
+    good = score((1e3, 1e-2), train)
+    assert good["weight_decay"] == 1e-2
+    assert good["accuracy"] > 0.8
+    never = train[0], np.full(200, majority)
+    assert score((1e3, 1e-2), never) == score((1e-2, 1e3), never)
+    assert score((1e3, 1e-2), never)["accuracy"] == (test[1] == majority).mean()
+    # Both are never right, and the larger decay is taken.
+    assert score((1e-2, 1e3), (train[0], np.full(200, 17)))["weight_decay"] == 1e3
+
+
+def test_a_label_that_training_lacks_is_missed():
+    features, labels = problem(noise=0.1)
+    train = features, labels[:, 0]
+    test = features, np.where(labels[:, 0] == 3, 17, labels[:, 0])
+    result = linear_probe.classify(train, train, test, softmax_protocol())
+    assert result["accuracy"] == pytest.approx((labels != 3).mean())
+    assert result["balanced_accuracy"] == pytest.approx(3 / 4)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "channels", "grid"),
+    [(7, 7, 256, (5, 5)), (16, 16, 256, (5, 5)), (33, 33, 96, (9, 9)), (3, 3, 256, (3, 3)),
+     (28, 20, 64, (14, 10)), (4, 4, 10_000, (1, 1)), (1, 40, 300, (1, 1))],
+)  # fmt: skip
+def test_grids_of_about_nine_thousand_values(height, width, channels, grid):
+    assert linear_probe.grid_of(height, width, channels, 9000) == grid
+    maps = np.ones((2, height, width, channels), np.float32)
+    assert linear_probe.pool_to(maps, 9000).shape == (2, grid[0] * grid[1] * channels)
+
+
+def test_scores_are_those_of_sklearn():
+    rng = np.random.default_rng(0)
+    labels, answers = rng.integers(0, 4, (2, 50)) ** 2
+    got = scores.classification(labels, answers)
+    assert got["accuracy"] == accuracy_score(labels, answers)
+    assert got["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, answers))
+    assert got["macro_f1"] == pytest.approx(f1_score(labels, answers, average="macro"))
+
+
+def test_scores_by_hand():
+    # Of class 0 three of four are found, of class 5 one of one; precisions 3 / 3 and 1 / 2 (a 7 is no class).
+    got = scores.classification(np.array([0, 0, 0, 0, 5]), np.array([0, 0, 0, 5, 5]))
+    assert got == {
+        "accuracy": 0.8,
+        "balanced_accuracy": pytest.approx(7 / 8),
+        "macro_f1": pytest.approx((6 / 7 + 2 / 3) / 2),
+    }
+    assert scores.classification(np.array([0, 5]), np.array([7, 5]))["macro_f1"] == 0.5
+
+
+def test_encoders_are_compared_on_the_same_examples():
+    features, labels = problem(number=300, noise=0.2)
+    encoders = {
+        "sees": lambda images: images.reshape(len(images), -1).astype(np.float32),
+        "blind": lambda images: np.ones((len(images), 6), np.float32),
+    }
+
+    def batches(rows):
+        pixels = np.clip(features * 3 + 100, 0, 255).astype(np.uint8).reshape(-1, 1, 2, 3)
+        for number in range(0, len(rows), 50):
+            part = rows[number : number + 50]
+            yield {
+                "image": pixels[part],
+                "label": labels[part, 0],
+                "mask": np.arange(50) < 50,
+                "index": part,
+            }
+
+    parts = np.split(np.arange(300), [200, 250])
+    splits = {name: batches(part) for name, part in zip(("train", "validation", "test"), parts, strict=True)}
+    got = dict(linear_probe.evaluate(encoders, splits, "label", softmax_protocol()))
+    assert got["sees"]["accuracy"] > 0.95
+    assert got["blind"]["balanced_accuracy"] == 0.25
+
+
+@pytest.mark.parametrize(
+    "options", [{"weight_decays": ()}, {"weight_decays": (-1.0,)}, {"iterations": 0}, {"epochs": 0}]
+)
+def test_protocols_that_cannot_be(options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        linear_probe.Protocol(**options)

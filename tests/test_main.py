@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from ssl_jax.runtime.config import parse_arg
 
 ssl_jax.experiments.__path__.append(os.path.join(os.path.dirname(__file__), "experiments"))
+ssl_jax.experiments.EXPERIMENTS += ("probe",)
 
 
 def get_config(arg=None):

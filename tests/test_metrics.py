@@ -25,7 +25,7 @@ def write_run(workdir, steps, resume_step=None):
     writer = metrics.Metrics(workdir, resume_step=resume_step)
     for step in steps:
         writer.write(step, {"train/loss": step / 4})
-        writer.write_rows(step, {"accuracy": np.array([0.5, step]), "group": [0, 1]})
+        writer.write_rows(step, "spatial", {"accuracy": np.array([0.5, step]), "group": [0, 1]})
     writer.close()
 
 
@@ -50,6 +50,7 @@ def test_lines_are_the_contract(tmp_path):
     ]
     assert metrics.read(tmp_path / "selection.jsonl")[1] == {
         "step": 2,
+        "task": "spatial",
         "accuracy": [0.5, 2.0],
         "group": [0, 1],
     }
@@ -58,17 +59,19 @@ def test_lines_are_the_contract(tmp_path):
 def test_scalars_of_any_library_are_taken(tmp_path):
     writer = metrics.Metrics(tmp_path, resume_step=None)
     writer.write(np.int64(3), {"a": jnp.float32(0.5), "b": np.float16(2), "c": 1})
-    writer.write_rows(jnp.int32(3), {"p": jnp.arange(2.0), "g": np.arange(2)})
+    writer.write_rows(jnp.int32(3), "spatial", {"p": jnp.arange(2.0), "g": np.arange(2)})
     writer.close()
     line = (tmp_path / "metrics.jsonl").read_text()
     assert line == '{"step": 3, "a": 0.5, "b": 2.0, "c": 1.0}\n'
-    assert (tmp_path / "selection.jsonl").read_text() == '{"step": 3, "p": [0.0, 1.0], "g": [0, 1]}\n'
+    assert (tmp_path / "selection.jsonl").read_text() == (
+        '{"step": 3, "task": "spatial", "p": [0.0, 1.0], "g": [0, 1]}\n'
+    )
 
 
 def test_what_is_no_number_is_null_on_disk_and_nan_when_read(tmp_path):
     writer = metrics.Metrics(tmp_path, resume_step=None)
     writer.write(1, {"loss": math.nan, "norm": math.inf})
-    writer.write_rows(1, {"accuracy": [0.5, math.nan]})
+    writer.write_rows(1, "spatial", {"accuracy": [0.5, math.nan]})
     writer.close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null, "norm": null}\n'
     row = metrics.read(tmp_path / "metrics.jsonl")[0]
@@ -116,13 +119,13 @@ from ssl_jax.runtime import metrics
 from ssl_jax.runtime.checkpoints import Checkpoints
 writer = metrics.Metrics({str(tmp_path)!r}, resume_step=None)
 writer.write(1, {{"loss": 0.5}})
-writer.write_rows(1, {{"accuracy": [0.5]}})
+writer.write_rows(1, "spatial", {{"accuracy": [0.5]}})
 os.kill(os.getpid(), signal.SIGKILL)
 """
     killed = subprocess.run([sys.executable, "-c", code])
     assert killed.returncode == -signal.SIGKILL
     assert metrics.read(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}]
-    assert metrics.read(tmp_path / "selection.jsonl") == [{"step": 1, "accuracy": [0.5]}]
+    assert metrics.read(tmp_path / "selection.jsonl") == [{"step": 1, "task": "spatial", "accuracy": [0.5]}]
 
 
 def test_broken_line_in_the_middle_is_an_error(tmp_path):

@@ -392,3 +392,17 @@ def test_save_destroys_nothing(tmp_path):
         with pytest.raises(InputError, match="cannot write the permutation set"):
             permutations.save(impossible, chosen)
     assert [file.name for file in tmp_path.iterdir()] == ["set.npy"]
+
+
+def test_orders_and_their_reverses_are_merged_on_request():
+    """Of 24 orders of four frames 12 remain, and with their reverses they are all again."""
+    merged = permutations.make(num=12, length=4, include_identity=True, merge_reversed=True)
+    orders = {tuple(order) for order in merged.tolist()}
+    assert (0, 1, 2, 3) in orders
+    assert orders | {order[::-1] for order in orders} == set(itertools.permutations(range(4)))
+    longer = permutations.make(num=100, length=8, merge_reversed=True)
+    assert (longer[:, 0] < longer[:, -1]).all()
+    with pytest.raises(InputError, match=r"there are 11 permutations .* with reversed ones merged"):
+        permutations.make(num=12, length=4, merge_reversed=True)
+    with pytest.raises(InputError, match="needs method='greedy'"):
+        permutations.make(num=12, length=8, method="code", merge_reversed=True)

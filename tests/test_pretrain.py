@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.experiments import pretrain
+from ssl_jax.experiments import pretrain, tasks
 from ssl_jax.pretext import jigsaw
 from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime import mesh as mesh_lib
@@ -22,15 +22,15 @@ BATCH, SIZE, NUM = 8, (60, 56), 20
 # Small, and SGD: Adam's first steps are signs of gradients, and those of nearly zero may differ.
 SMALL = {
     "data.image_size": SIZE,
-    "jigsaw.window": (54, 54),
-    "jigsaw.tile": (16, 16),
-    "jigsaw.color_jitter": 0.0,
-    "jigsaw.grey": 0.0,
-    "jigsaw.channel_shift": 0,
-    "permutations.num": NUM,
-    "selection.num_groups": NUM,
-    "head.fc6": 8,
-    "head.fc7": 16,
+    "spatial.puzzle.window": (54, 54),
+    "spatial.puzzle.tile": (16, 16),
+    "spatial.puzzle.color_jitter": 0.0,
+    "spatial.puzzle.grey": 0.0,
+    "spatial.puzzle.channel_shift": 0,
+    "spatial.permutations.num": NUM,
+    "spatial.selection.num_groups": NUM,
+    "spatial.head.fc6": 8,
+    "spatial.head.fc7": 16,
     "train.optimizer": "sgd",
     "train.learning_rate": 0.01,
     "train.warmup_steps": 0,
@@ -75,7 +75,7 @@ def step(setup):
 
 @pytest.fixture(scope="module")
 def observe(setup):
-    return jax.jit(functools.partial(pretrain.observe, setup))
+    return jax.jit(functools.partial(pretrain.observe, setup.tasks[0]))
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +126,13 @@ def test_four_devices_do_what_one_does(setup, step, observe, on_one_device):
     np.testing.assert_allclose(losses, on_one_device[1], rtol=1e-5)
     assert_close(state, on_one_device[0], rtol=1e-4, atol=1e-5)
     # What is drawn is drawn alike, not just almost.
-    assert state.selection.evaluations == 1
-    np.testing.assert_array_equal(state.selection.count, on_one_device[0].selection.count)
-    np.testing.assert_array_equal(state.selection.group, on_one_device[0].selection.group)
+    assert state.selection["spatial"].evaluations == 1
+    np.testing.assert_array_equal(
+        state.selection["spatial"].count, on_one_device[0].selection["spatial"].count
+    )
+    np.testing.assert_array_equal(
+        state.selection["spatial"].group, on_one_device[0].selection["spatial"].group
+    )
     for leaf in jax.tree.leaves(state):
         assert len(leaf.sharding.device_set) == 4
         assert leaf.is_fully_replicated
@@ -151,34 +155,34 @@ def test_a_step_can_be_made_again_alone(step, trained):
     # The key stays; it is the step that makes the draws differ.
     np.testing.assert_array_equal(after.key, saved.key)
     other, _ = step(again.replace(step=again.step + 1), batch_of(77))
-    assert not np.array_equal(other.selection.count, after.selection.count)
+    assert not np.array_equal(other.selection["spatial"].count, after.selection["spatial"].count)
 
 
 def test_the_player_counts_what_it_chose_until_it_looks(setup, step, observe, first):
     state = first
-    for number in range(setup.player.period):
+    for number in range(setup.tasks[0].player.period):
         state, _ = step(state, batch_of(number))
-    assert state.selection.count.sum() == setup.player.period * BATCH
+    assert state.selection["spatial"].count.sum() == setup.tasks[0].player.period * BATCH
     state, metrics = observe(state, SEEN)
     assert metrics["error"] == pytest.approx(1 - SEEN.accuracy.mean(), rel=1e-5)
-    assert state.selection.count.sum() == 0
+    assert state.selection["spatial"].count.sum() == 0
     state, _ = step(state, batch_of(9))
-    assert state.selection.count.sum() == BATCH
+    assert state.selection["spatial"].count.sum() == BATCH
 
 
 def test_labels_are_what_the_player_chose(step, first):
     """A network that always answers c is right as often as c was chosen, which the player counts."""
-    np.testing.assert_array_equal(first.selection.group, np.arange(NUM))  # one permutation a group
+    np.testing.assert_array_equal(first.selection["spatial"].group, np.arange(NUM))  # one permutation a group
     shares = []
     for answer in range(NUM):
         params = jax.device_get(first.params)
-        params["head"]["classifier"] = {
-            "kernel": np.zeros_like(params["head"]["classifier"]["kernel"]),
+        params["heads_spatial"]["classifier"] = {
+            "kernel": np.zeros_like(params["heads_spatial"]["classifier"]["kernel"]),
             "bias": np.float32(9 * np.eye(NUM)[answer]),
         }
         state = mesh_lib.replicate(first.replace(params=params), mesh_lib.make(1))
         after, metrics = step(state, batch_of())
-        shares.append(float(after.selection.count[answer]) / BATCH)
+        shares.append(float(after.selection["spatial"].count[answer]) / BATCH)
         assert metrics["accuracy"] == pytest.approx(shares[-1])
         expected = np.log(np.exp(9) + NUM - 1) - 9 * shares[-1]
         assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
@@ -198,11 +202,12 @@ def held_out(number, seed=0):
 def naive_skill(setup, state, batches, answered=lambda row, permutation: True):
     """One picture under one permutation after the other, through the network as it is trained."""
     correct, ratio, count = np.zeros((3, NUM))
-    apply = jax.jit(functools.partial(setup.network.apply, train=False))
+    (task,) = setup.tasks
+    apply = jax.jit(functools.partial(setup.network.apply, task="spatial", train=False))
     for number, batch in enumerate(batches):
         key = jax.random.fold_in(jax.random.key(setup.seed), number)
-        tiles = jigsaw.puzzle(key, jnp.asarray(batch["image"]), setup.task, train=False)
-        for label, order in enumerate(setup.permutations):
+        tiles = jigsaw.puzzle(key, jnp.asarray(batch["image"]), task.puzzle, train=False)
+        for label, order in enumerate(task.orders):
             logits = apply({"params": state.params}, tiles[:, order])
             chances = np.asarray(jax.nn.softmax(logits), np.float64)
             for row in np.flatnonzero(batch["mask"]):
@@ -213,26 +218,29 @@ def naive_skill(setup, state, batches, answered=lambda row, permutation: True):
     return correct / count, ratio / count
 
 
+def make_meter(setup, batches, **skill):
+    (task,) = setup.tasks
+    skill = dataclasses.replace(task.selection_slice, **skill)
+    return tasks.SkillMeter(setup.network, task, skill, batches, setup.seed)
+
+
 @pytest.mark.parametrize("devices", [1, 4])
 def test_skill_is_what_naive_evaluation_finds(setup, trained, devices):
     batches, mesh = held_out(21), mesh_lib.make(devices)
-    meter = pretrain.SkillMeter(
-        setup, setup.selection_slice, [mesh_lib.shard_batch(batch, mesh) for batch in batches]
-    )
-    state = mesh_lib.replicate(trained, mesh)
-    evaluation = meter(state)
+    meter = make_meter(setup, [mesh_lib.shard_batch(batch, mesh) for batch in batches])
+    variables = pretrain.variables_of(mesh_lib.replicate(trained, mesh))
+    evaluation = meter(variables)
     accuracy, ratio = naive_skill(setup, jax.device_get(trained), batches)
     assert 0 < accuracy.mean() < 1
     np.testing.assert_allclose(evaluation.accuracy, accuracy, atol=1e-6)
     np.testing.assert_allclose(evaluation.ratio, ratio, rtol=1e-3)
-    assert_same(meter(state), evaluation)  # the same puzzles at every look
+    assert_same(meter(variables), evaluation)  # the same puzzles at every look
 
 
 def test_skill_where_every_picture_answers_some_permutations(setup, trained):
     """Row n of a batch answers 5 of 20 permutations: 5 n, ..., 5 n + 4, modulo 20."""
     batches = held_out(16)
-    skill = dataclasses.replace(setup.selection_slice, permutations_per_image=5)
-    evaluation = pretrain.SkillMeter(setup, skill, batches)(trained)
+    evaluation = make_meter(setup, batches, classes_per_example=5)(pretrain.variables_of(trained))
     some = lambda row, permutation: (permutation - 5 * row) % NUM < 5
     accuracy, ratio = naive_skill(setup, jax.device_get(trained), batches, some)
     np.testing.assert_allclose(evaluation.accuracy, accuracy, atol=1e-6)
@@ -242,31 +250,35 @@ def test_skill_where_every_picture_answers_some_permutations(setup, trained):
 def test_masked_rows_count_for_nothing(setup, trained):
     batch = held_out(5)[0]
     noise = np.where(batch["mask"][:, None, None, None], batch["image"], pictures(BATCH, 99))
-    sums = jax.jit(functools.partial(pretrain.skill_sums, setup, setup.selection_slice))
-    key = jax.random.key(0)
-    clean = sums(trained, batch, key)
+    (task,) = setup.tasks
+    sums = jax.jit(functools.partial(tasks.skill_sums, setup.network, task, task.selection_slice))
+    key, variables = jax.random.key(0), pretrain.variables_of(trained)
+    clean = sums(variables, batch, key)
     np.testing.assert_array_equal(clean["count"], 5)
-    assert_same(sums(trained, batch | {"image": noise}, key), clean)
+    assert_same(sums(variables, batch | {"image": noise}, key), clean)
 
 
 def test_validation_names_the_worst_group():
     accuracy = jnp.repeat(jnp.asarray([0.9, 0.1, 0.5]), 10)
     seen = Evaluation(accuracy=accuracy, ratio=jnp.exp(accuracy))
-    metrics = pretrain.validation_metrics(seen)
-    assert metrics["val/accuracy"] == pytest.approx(0.5)
-    assert metrics["val/worst_group_accuracy"] == pytest.approx(0.1)
+    easy = Evaluation(accuracy=accuracy + 0.1, ratio=seen.ratio)
+    metrics = pretrain.validation_metrics({"spatial": seen, "temporal": easy})
+    assert metrics["val/spatial/accuracy"] == pytest.approx(0.5)
+    assert metrics["val/spatial/worst_group_accuracy"] == pytest.approx(0.1)
+    assert metrics["val/temporal/accuracy"] == pytest.approx(0.6)
+    assert metrics["val/accuracy"] == pytest.approx(0.55)
 
 
 def test_steps_learn_what_the_meter_measures():
     """Left is red and right is blue: after a few steps both orders are told apart, held out too."""
     setup = make_setup(
         **{
-            "selection.period": 200,
-            "selection.num_groups": 2,
-            "jigsaw.grid": (1, 2),
-            "jigsaw.normalize": False,
-            "permutations.num": 2,
-            "permutations.include_identity": True,
+            "spatial.selection.period": 200,
+            "spatial.selection.num_groups": 2,
+            "spatial.puzzle.grid": (1, 2),
+            "spatial.puzzle.normalize": False,
+            "spatial.permutations.num": 2,
+            "spatial.permutations.include_identity": True,
             "train.learning_rate": 0.01,
             "train.steps": 150,
         },
@@ -275,13 +287,13 @@ def test_steps_learn_what_the_meter_measures():
     images[:, :, :28, 0] += 120
     images[:, :, 28:, 2] += 120
     batch = {"image": images[BATCH:], "mask": np.ones(BATCH, bool)}
-    meter = pretrain.SkillMeter(setup, setup.validation, [batch])
+    meter = make_meter(setup, [batch])
     step = jax.jit(functools.partial(pretrain.train_step, setup))
     state = pretrain.create_state(setup, jax.random.PRNGKey(0))
     for _ in range(setup.train.steps):
         state, metrics = step(state, {"image": images[:BATCH]})
     assert metrics["accuracy"] == 1
-    np.testing.assert_array_equal(meter(state).accuracy, [1, 1])
+    np.testing.assert_array_equal(meter(pretrain.variables_of(state)).accuracy, [1, 1])
 
 
 # --- Learning rate and optimizer
@@ -320,22 +332,23 @@ def test_only_kernels_decay(optimizer):
 )
 def test_every_preset_and_policy_is_whole(preset, policy):
     setup = pretrain.setup_from_config(load(f"{preset},policy={policy}"))
-    assert setup.player_name == policy
-    assert (setup.player.period > 0) == (policy == "policy_gradient")
-    assert setup.permutations.shape == (setup.network.head.num_classes, 9)
+    (task,) = setup.tasks
+    assert task.player_name == policy
+    assert (task.player.period > 0) == (policy == "policy_gradient")
+    assert task.orders.shape == (setup.network.heads["spatial"].num_classes, 9)
 
 
 TYPOS = [
     ("sed", "config.seed"),
     ("data.image_sise", "config.data.image_size"),
-    ("jigsaw.tle", "config.jigsaw.tile"),
-    ("permutations.metod", "config.permutations.method"),
+    ("spatial.puzzle.tle", "config.spatial.puzzle.tile"),
+    ("spatial.permutations.metod", "config.spatial.permutations.method"),
     ("encoder.widht", "config.encoder.width"),
-    ("head.dropuot", "config.head.dropout"),
-    ("selection.periode", "config.selection.period"),
-    ("selection.slice.imags", "config.selection.slice.images"),
+    ("spatial.head.dropuot", "config.spatial.head.dropout"),
+    ("spatial.selection.periode", "config.spatial.selection.period"),
+    ("spatial.selection.slice.exmples", "config.spatial.selection.slice.examples"),
     ("train.stepz", "config.train.steps"),
-    ("validation.batchsize", "config.validation.batch_size"),
+    ("spatial.validation.batchsize", "config.spatial.validation.batch_size"),
     ("probe.min_entrpy", "config.probe.min_entropy"),
     ("trian", "config.train"),
 ]
@@ -364,14 +377,17 @@ def test_an_unknown_split_names_the_closest():
     ("overrides", "sentence"),
     [
         ({"encoder.name": "compct"}, "config.encoder.name 'compct', did you mean 'compact'"),
-        ({"selection.name": "polcy_gradient"}, "did you mean 'policy_gradient'"),
+        ({"spatial.selection.name": "polcy_gradient"}, "did you mean 'policy_gradient'"),
         ({"precision": "float23"}, "config.precision must be one of 'float32', 'bfloat16'"),
         ({"train.optimizer": "adam"}, "config.train.optimizer must be one of 'adamw', 'sgd'"),
-        ({"jigsaw.window": (300, 54)}, "config.jigsaw.window=(300, 54) is larger than the images"),
-        ({"jigsaw.tile": (16, 19)}, "config.jigsaw.tile=(16, 19) is larger than a cell"),
+        (
+            {"spatial.puzzle.window": (300, 54)},
+            "config.spatial.puzzle.window=(300, 54) is larger than the images",
+        ),
+        ({"spatial.puzzle.tile": (16, 19)}, "config.spatial.puzzle.tile=(16, 19) is larger than a cell"),
         ({"train.accumulate": 3}, "must be a multiple of config.train.accumulate=3"),
         ({"train.log_every": 0}, "config.train.log_every must be at least 1"),
-        ({"permutations.num": 0}, "num"),
+        ({"spatial.permutations.num": 0}, "num"),
     ],
 )
 def test_values_that_cannot_be_are_named(overrides, sentence):
@@ -392,9 +408,9 @@ def test_a_batch_must_divide_among_the_devices(atari_tiny_dir):
 
 def test_the_papers_network_makes_a_step():
     setup = pretrain.setup_from_config(load("paper", **{"train.batch_size": 2}))
-    assert (setup.permutations.shape, setup.task.tile) == ((100, 9), (75, 75))
+    assert (setup.tasks[0].orders.shape, setup.tasks[0].puzzle.tile) == ((100, 9), (75, 75))
     state = pretrain.create_state(setup, jax.random.PRNGKey(0))
-    fc6 = state.params["head"]["fc6"]["kernel"]
+    fc6 = state.params["heads_spatial"]["fc6"]["kernel"]
     assert fc6.shape == (3 * 3 * 256, 1024)
     step = jax.jit(functools.partial(pretrain.train_step, setup), donate_argnums=0)
     # Smooth, as photographs are; features of noise are several times as large.
@@ -406,23 +422,30 @@ def test_the_papers_network_makes_a_step():
 
 
 def test_the_paper_with_a_thousand_permutations_fits_together():
-    setup = pretrain.setup_from_config(load("paper", **{"permutations.num": 1000}))
+    setup = pretrain.setup_from_config(load("paper", **{"spatial.permutations.num": 1000}))
     state = jax.eval_shape(functools.partial(pretrain.create_state, setup), jax.random.PRNGKey(0))
-    assert state.params["head"]["classifier"]["kernel"].shape == (4096, 1000)
+    assert state.params["heads_spatial"]["classifier"]["kernel"].shape == (4096, 1000)
     images = jax.ShapeDtypeStruct((256, *setup.data.image_size, 3), jnp.uint8)
     after, metrics = jax.eval_shape(functools.partial(pretrain.train_step, setup), state, {"image": images})
     assert after == state
     assert metrics["loss"].shape == ()
     mask = jax.ShapeDtypeStruct((256,), jnp.bool_)
-    look = functools.partial(pretrain.skill_sums, setup, setup.selection_slice)
-    sums = jax.eval_shape(look, state, {"image": images, "mask": mask}, jax.random.key(0))
+    (task,) = setup.tasks
+    look = functools.partial(tasks.skill_sums, setup.network, task, task.selection_slice)
+    sums = jax.eval_shape(
+        look, pretrain.variables_of(state), {"image": images, "mask": mask}, jax.random.key(0)
+    )
     assert {name: values.shape for name, values in sums.items()} == dict.fromkeys(
         ("correct", "ratio", "count"), (1000,)
     )
 
 
 def test_tiles_that_are_too_small_for_the_network_are_named():
-    small = {"data.image_size": (120, 120), "jigsaw.window": (96, 96), "jigsaw.tile": (32, 32)}
+    small = {
+        "data.image_size": (120, 120),
+        "spatial.puzzle.window": (96, 96),
+        "spatial.puzzle.tile": (32, 32),
+    }
     setup = pretrain.setup_from_config(load("paper", **small))
     with pytest.raises(InputError, match="32 x 32 pixels are too small for CaffeNet"):
         pretrain.create_state(setup, jax.random.PRNGKey(0))

@@ -5,15 +5,14 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import runs
 
 from ssl_jax.experiments import pretrain
 from ssl_jax.runtime import config as config_lib
@@ -21,48 +20,28 @@ from ssl_jax.runtime import metrics as metrics_lib
 from ssl_jax.runtime.checkpoints import Checkpoints, restore_raw
 from ssl_jax.runtime.errors import InputError
 
-ROOT = Path(__file__).parents[1]
-CONFIG = f"{ROOT / 'configs' / 'jigsaw_rl.py'}:smoke"
+CONFIG = f"{runs.ROOT / 'configs' / 'jigsaw_rl.py'}:smoke"
 STEPS = 24
 # The probe is the longest part of a smoke run, and changes nothing in training.
 NO_PROBE = {"probe.enabled": False}
 # For runs in this process: everything small.
 SMALL = NO_PROBE | {
     "data.image_size": (60, 56),
-    "jigsaw.window": (54, 54),
-    "jigsaw.tile": (16, 16),
-    "permutations.num": 10,
+    "spatial.puzzle.window": (54, 54),
+    "spatial.puzzle.tile": (16, 16),
+    "spatial.permutations.num": 10,
 }
 
 
+start, finish = (functools.partial(function, CONFIG) for function in (runs.start, runs.finish))
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _settings(atari_tiny_dir, tmp_path_factory):
-    """What the runs of this file find in their environment: the data, and one compilation cache."""
+def _settings(atari_tiny_dir):
+    """What the runs of this file find in their environment."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", atari_tiny_dir)
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("xla")))
-        patch.setenv("PYTHONPATH", str(ROOT))
         yield
-
-
-def start(workdir, overrides=NO_PROBE) -> subprocess.Popen:
-    """Starts a run by the command line, on one device: four simulated ones only take turns."""
-    flags = [f"--config.{key}={value}" for key, value in overrides.items()]
-    return subprocess.Popen(
-        [sys.executable, "-m", "ssl_jax.main", f"--config={CONFIG}", f"--workdir={workdir}", *flags],
-        env=os.environ | {"XLA_FLAGS": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(workdir, overrides=NO_PROBE) -> tuple[str, str]:
-    """Runs to the end; returns what was printed."""
-    process = start(workdir, overrides)
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
-    return output, errors
 
 
 def load(overrides):
@@ -74,30 +53,10 @@ def run_here(workdir, **overrides):
     return pretrain.run(load(SMALL | overrides), workdir)
 
 
-def wait_until(process, condition) -> None:
-    """Waits for something that a living run does."""
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.001)
-
-
-def progress(workdir) -> int:
-    """The last step that has a line of metrics."""
-    return max((line["step"] for line in metrics_lib.read(workdir / "metrics.jsonl")), default=0)
-
-
 def steps_being_saved(workdir) -> list[int]:
     """The steps of checkpoints that are half written."""
     names = [path.name for path in (workdir / "checkpoints").glob("*tmp*")]
     return [int(name.partition(".")[0]) for name in names]
-
-
-def numbers(workdir) -> list[dict]:
-    """The lines of metrics without the times, which no two runs share."""
-    return [
-        {name: value for name, value in line.items() if not name.startswith("time/")}
-        for line in metrics_lib.read(workdir / "metrics.jsonl")
-    ]
 
 
 def saved(workdir):
@@ -118,7 +77,7 @@ def assert_same_end(last, other) -> None:
     for leaf, other_leaf in zip(jax.tree.leaves(state), jax.tree.leaves(other_state), strict=True):
         np.testing.assert_array_equal(leaf, other_leaf)
     # The count of pictures read has those in it that a resumed run reads again for its evaluations.
-    assert data | {"read": None} == other_data | {"read": None}
+    assert data["image"] | {"read": None} == other_data["image"] | {"read": None}
 
 
 @pytest.fixture(scope="module")
@@ -139,13 +98,13 @@ def hard_life(tmp_path_factory):
     """
     workdir = tmp_path_factory.mktemp("runs") / "hard life"
     kills = [
-        lambda: progress(workdir) >= 4,
+        lambda: runs.progress(workdir) >= 4,
         lambda: max(steps_being_saved(workdir), default=0) >= 8,
-        lambda: progress(workdir) >= 14,
+        lambda: runs.progress(workdir) >= 14,
     ]
     for moment, delay in zip(kills, (random.random(), 0, random.random()), strict=True):
-        process = start(workdir)
-        wait_until(process, moment)
+        process = start(workdir, NO_PROBE)
+        runs.wait_until(process, moment)
         time.sleep(0.02 * delay)
         process.kill()
         process.communicate()
@@ -157,16 +116,16 @@ def hard_life(tmp_path_factory):
     largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)
 
-    process = start(workdir)
+    process = start(workdir, NO_PROBE)
     # First it takes back the lines after the checkpoint that it goes on from.
-    wait_until(process, lambda: progress(workdir) < 14)
-    wait_until(process, lambda: progress(workdir) >= 14)
+    runs.wait_until(process, lambda: runs.progress(workdir) < 14)
+    runs.wait_until(process, lambda: runs.progress(workdir) >= 14)
     process.terminate()
     _, errors = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
     assert not (workdir / "results.json").exists()
     stopped_at = int(restore_raw(workdir / "checkpoints")["step"])
-    finish(workdir)
+    finish(workdir, NO_PROBE)
     return workdir, int(newest.name), stopped_at, errors
 
 
@@ -183,14 +142,14 @@ def test_smoke_fills_its_work_directory(uninterrupted):
         "results.json",
         "report.html",
     }
-    assert {"tiles.png", "filters.png"} <= {path.name for path in (workdir / "figures").iterdir()}
+    assert {"spatial.png", "filters.png"} <= {path.name for path in (workdir / "figures").iterdir()}
 
     lines = metrics_lib.read(workdir / "metrics.jsonl")
     steps = [line["step"] for line in lines]
     assert steps == sorted(steps)
     by_name = lambda name: {line["step"]: line[name] for line in lines if name in line}
     assert list(by_name("train/loss")) == list(range(2, 25, 2))
-    assert list(by_name("selection/reward")) == list(range(4, 25, 4))
+    assert list(by_name("selection/spatial/reward")) == list(range(4, 25, 4))
     assert list(by_name("val/accuracy")) == [12, 24]
     rows = metrics_lib.read(workdir / "selection.jsonl")
     assert [row["step"] for row in rows] == list(range(4, 25, 4))
@@ -202,8 +161,9 @@ def test_smoke_fills_its_work_directory(uninterrupted):
     assert f"--workdir={workdir}" in results["command"]
     assert results["protocol"] == json.loads((workdir / "config.json").read_text())
     assert results["final"]["val/accuracy"] == pytest.approx(by_name("val/accuracy")[24])
-    assert results["final"]["val/chance"] == 0.05
-    assert len(results["validation"]["permutation_accuracy"]) == results["permutations"]["num"] == 20
+    assert results["final"]["val/spatial/chance"] == 0.05
+    assert len(results["validation"]["spatial"]["class_accuracy"]) == 20
+    assert results["permutations"]["spatial"]["num"] == 20
     assert results["probe"]["encoders"].keys() == {"trained", "random", "majority"}
     for scores in results["probe"]["encoders"].values():
         assert 0 <= scores["mean_f1"] <= 1
@@ -220,7 +180,7 @@ def test_a_run_with_a_hard_life_ends_with_the_same_bits(hard_life, uninterrupted
     assert (workdir / "selection.jsonl").read_bytes() == (uninterrupted / "selection.jsonl").read_bytes()
     # A line holds the mean of the steps since the one before; that of the stopped run starts anew.
     but_one = lambda lines: [line for line in lines if line["step"] != stopped_at + 1]
-    assert but_one(numbers(workdir)) == but_one(numbers(uninterrupted))
+    assert but_one(runs.numbers(workdir)) == but_one(runs.numbers(uninterrupted))
     assert steps_being_saved(workdir) == []
 
 
@@ -244,13 +204,13 @@ def test_a_finished_run_is_left_alone(hard_life):
     workdir = hard_life[0]
     names = ("config.json", "metrics.jsonl", "selection.jsonl", "results.json", "report.html")
     files = {name: (workdir / name).read_bytes() for name in names}
-    finish(workdir)
+    finish(workdir, NO_PROBE)
     assert {name: (workdir / name).read_bytes() for name in names} == files
 
 
 def test_the_directory_of_another_config_is_refused(uninterrupted):
     before = (uninterrupted / "metrics.jsonl").read_bytes()
-    process = start(uninterrupted, {"permutations.num": 10})
+    process = start(uninterrupted, {"spatial.permutations.num": 10})
     _, errors = process.communicate()
     assert process.returncode == 2
     assert errors.startswith(f"error: work directory {uninterrupted} belongs to another config: ")
@@ -279,8 +239,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 ODD = {
     "data.name": "odd_pictures",
     "data.image_size": (44, 50),
-    "jigsaw.window": (42, 48),
-    "jigsaw.tile": (12, 14),
+    "spatial.puzzle.window": (42, 48),
+    "spatial.puzzle.tile": (12, 14),
     "train.steps": 26,
 }
 
@@ -298,3 +258,46 @@ def test_too_many_bad_pictures_stop_the_run(tmp_path, odd_pictures_dir):
     with pytest.raises(InputError, match=r"could not be used .* more than the share of 0\.005"):
         run_here(tmp_path, **ODD, **{"data.data_dir": odd_pictures_dir, "data.max_bad_share": 0.005})
     assert not (tmp_path / "results.json").exists()
+
+
+BOTH = f"{runs.ROOT / 'configs' / 'spatiotemporal_rl.py'}:smoke,tasks=both,extra=rotation"
+
+
+def test_a_run_of_several_tasks_goes_on_where_it_was_stopped(tmp_path):
+    """Space, time and rotation on one encoder: stopped after a third of the steps, and finished."""
+    overrides = NO_PROBE | {"train.steps": 12, "train.validate_every": 4}
+    config = config_lib.load(BOTH, {key: str(value) for key, value in overrides.items()})
+    setup = pretrain.setup_from_config(config)
+    assert [task.name for task in setup.tasks] == ["spatial", "temporal", "rotation"]
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    results = pretrain.run(config, whole)
+    shutil.copytree(whole, parted)
+    for late in (8, 12):
+        shutil.rmtree(parted / "checkpoints" / str(late), ignore_errors=True)
+    (parted / "results.json").unlink()
+    pretrain.run(config, parted)
+    ends = [restore_raw(path / "checkpoints") for path in (whole, parted)]
+    assert all(int(end["step"]) == 12 for end in ends)
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+    names = {f"val/{name}/accuracy" for name in ("spatial", "temporal", "rotation")}
+    assert names < results["final"].keys()
+    assert results["final"]["val/accuracy"] == pytest.approx(np.mean([results["final"][n] for n in names]))
+    assert results["final"]["val/temporal/chance"] == pytest.approx(1 / 12)
+    tasks = {line["task"] for line in metrics_lib.read(whole / "selection.jsonl")}
+    assert tasks == {"spatial", "temporal"}  # rotation is drawn uniformly, without a look
+    assert {path.stem for path in (whole / "figures").iterdir()} >= {"spatial", "temporal", "rotation"}
+
+
+def test_clips_of_tasks_in_one_run_have_one_length():
+    config = config_lib.load(f"{runs.ROOT / 'configs' / 'spatiotemporal_rl.py'}:smoke,extra=arrow_of_time")
+    config.arrow_of_time.puzzle.frames = 3
+    with pytest.raises(
+        InputError, match=r"config\.temporal\.puzzle\.frames=4, config\.arrow_of_time\.puzzle\.frames=3"
+    ):
+        pretrain.setup_from_config(config)
+
+
+def test_a_config_without_a_task_is_refused():
+    config = config_lib.load(f"{runs.ROOT / 'configs' / 'spatiotemporal_rl.py'}:smoke,tasks=none")
+    with pytest.raises(InputError, match="the config has no task; give it a section spatial or temporal"):
+        pretrain.setup_from_config(config)

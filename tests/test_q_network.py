@@ -14,6 +14,7 @@ from ssl_jax.networks.q_network import NatureTrunk, QNetwork, trunk_from_encoder
 from ssl_jax.runtime.errors import InputError
 
 KEY = jax.random.key(0)
+pytestmark = pytest.mark.usefixtures("little_optimization")
 STACKS = np.random.default_rng(0).integers(256, size=(2, 84, 84, 4), dtype=np.uint8)
 
 
@@ -49,8 +50,12 @@ def head(params, x):
     return hidden @ params["output"]["kernel"] + params["output"]["bias"][None]
 
 
+def norm(tree) -> float:
+    return math.sqrt(sum(np.square(leaf, dtype=np.float64).sum() for leaf in jax.tree.leaves(tree)))
+
+
 def relative_error(tree, other) -> float:
-    return float(optax.global_norm(jax.tree.map(jnp.subtract, tree, other)) / optax.global_norm(other))
+    return norm(jax.tree.map(np.subtract, tree, other)) / norm(other)
 
 
 def count(tree) -> int:
@@ -143,6 +148,29 @@ def test_the_trunk_alone_takes_any_channels_and_float():
     assert maps.shape == (1, 1, 2, 64)
     scaled = maps_of(params, pictures.astype(np.float32) / 255)
     np.testing.assert_allclose(maps, scaled, rtol=1e-5, atol=1e-6)
+
+
+def test_layers_of_the_trunk_are_what_the_next_one_reads():
+    params = made_up_trunk(3)
+    pictures = np.float32(np.random.default_rng(4).uniform(size=(1, 36, 44, 3)))
+    apply = lambda layer: NatureTrunk().apply({"params": params}, pictures, layer=layer)
+    maps = jax.jit(lambda: {layer: apply(layer) for layer in NatureTrunk.layers})()
+    assert [y.shape for y in maps.values()] == [(1, 8, 10, 32), (1, 3, 4, 64), (1, 1, 2, 64)]
+    x = pictures
+    for (name, y), stride in zip(maps.items(), (4, 2, 1), strict=True):
+        x = jax.lax.conv_general_dilated(
+            x, params[name]["kernel"], (stride,) * 2, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        x = jnp.maximum(x + params[name]["bias"][None, None, None], 0)
+        np.testing.assert_allclose(y, x, rtol=1e-4, atol=1e-5)
+
+
+def test_the_trunk_refuses_unknown_layers_and_small_pictures():
+    trunk = lambda layer, *image: NatureTrunk().apply({}, jnp.zeros((1, *image, 3)), layer=layer)
+    with pytest.raises(InputError, match=r"unknown layer 'conv4', did you mean 'conv"):
+        trunk("conv4", 84, 84)
+    with pytest.raises(InputError, match=r"images of 84 x 35 pixels .* smallest it takes are 36 x 36"):
+        trunk(None, 84, 35)
 
 
 def test_parameters_of_a_trunk_fit_into_the_network(dueling):
@@ -247,7 +275,7 @@ def test_gradients_of_both_losses(kind, scale, request):
             if part in heads | {"trunk"}:
                 assert relative_error(gradient, expected[part]) < 1e-4
             else:
-                assert optax.global_norm(gradient) == 0
+                assert norm(gradient) == 0
 
 
 def test_the_mean_advantage_is_taken_out(dueling):
@@ -277,3 +305,16 @@ def test_scaled_gradients_leave_values_alone():
     np.testing.assert_array_equal(q_network.scale_gradient(x, 0.1), x)
     gradient = jax.grad(lambda x: jnp.sum(q_network.scale_gradient(x, 0.25) ** 2))(jnp.array([1.0, 3.0]))
     np.testing.assert_allclose(gradient, [0.5, 1.5])
+
+
+def test_motion_is_amplified_around_what_stands_still(dueling):
+    """Of (0, 0, 0, 1) the mean is 1/4: three times the differences give -1/2, -1/2, -1/2 and 5/2."""
+    stack = jnp.zeros((1, 1, 1, 4)).at[..., 3].set(1)
+    shown = q_network.amplify_motion(stack, 3.0)
+    np.testing.assert_allclose(shown.ravel(), [-0.5, -0.5, -0.5, 2.5])
+    np.testing.assert_allclose(q_network.amplify_motion(shown, 1 / 3), stack, atol=1e-7)
+    network, params = dueling
+    loud = network.clone(motion_gain=3.0)
+    still = np.repeat(STACKS[..., :1], 4, axis=-1)
+    np.testing.assert_allclose(apply(loud, params, still), apply(network, params, still), rtol=1e-4)
+    assert not np.allclose(apply(loud, params, STACKS), apply(network, params, STACKS), rtol=1e-2)

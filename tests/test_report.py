@@ -22,9 +22,12 @@ P, K, STEPS = 24, 6, 3000
 CONFIG = {
     "seed": 0,
     "data": {"name": "atari_frames", "batch_size": 64, "games": ["pong", "<b>breakout</b>"]},
-    "permutations": {"num": P, "method": "code", "path": None},
+    "spatial": {
+        "puzzle": {"grid": [3, 3]},
+        "permutations": {"num": P, "method": "code", "path": None},
+        "selection": {"name": "policy_gradient", "groups": K, "period": 100},
+    },
     "encoder": {"name": "compact", "features": [32, 64, 128]},
-    "selection": {"name": "policy_gradient", "groups": K, "period": 100},
 }
 COMMAND = "python -m ssl_jax.main --config=configs/jigsaw_rl.py --config.note='<script>alert(1)'"
 CATEGORIES = ("agent_localization", "small_object_localization", "score_clock_lives_display")
@@ -61,20 +64,20 @@ def metric_lines(key: np.random.Generator, permutations: int, groups: int) -> li
         line = {
             "step": step,
             "train/loss": np.log(permutations) * (1 - 0.8 * skill) + key.normal(0, 0.06),
-            "train/accuracy": float(np.clip(0.75 * skill + key.normal(0, 0.03), 0.01, 1)),
+            "train/spatial/accuracy": float(np.clip(0.75 * skill + key.normal(0, 0.03), 0.01, 1)),
             "train/learning_rate": 0.5 * (1 + np.cos(np.pi * step / STEPS)) * 0.01,
-            "time/images_per_second": 610 + key.normal(0, 12),
+            "time/examples_per_second": 610 + key.normal(0, 12),
             "time/data_wait_share": 0.01,
         }
         if step % 100 == 0:
             line |= {
-                "selection/reward": None if step < 300 else key.normal(0, 0.01 + 0.02 * (1 - skill)),
-                "selection/baseline": 0.01 * (1 - skill),
-                "selection/error": 1 - 0.7 * skill,
-                "selection/entropy": np.log(groups) * (1 - 0.2 * skill),
+                "selection/spatial/reward": None if step < 300 else key.normal(0, 0.01 + 0.02 * (1 - skill)),
+                "selection/spatial/baseline": 0.01 * (1 - skill),
+                "selection/spatial/error": 1 - 0.7 * skill,
+                "selection/spatial/entropy": np.log(groups) * (1 - 0.2 * skill),
             }
         if step % 500 == 0:
-            line |= {"val/accuracy": 0.7 * skill, "val/worst_group_accuracy": 0.5 * skill}
+            line |= {"val/spatial/accuracy": 0.7 * skill, "val/spatial/worst_group_accuracy": 0.5 * skill}
         lines.append(line)
     return lines
 
@@ -94,6 +97,7 @@ def selection_lines(key: np.random.Generator, permutations: int, groups: int) ->
         lines.append(
             {
                 "step": step,
+                "task": "spatial",
                 "accuracy": accuracy.tolist(),
                 "probability": probability.tolist(),
                 "group": group.tolist(),
@@ -122,16 +126,20 @@ def results(key: np.random.Generator, accuracy: list[float]) -> dict:
         "wall_seconds": 312.4,
         "final": {
             "val/accuracy": 0.6127,
-            "val/worst_group_accuracy": 0.4419,
+            "val/spatial/accuracy": 0.6127,
+            "val/spatial/worst_group_accuracy": 0.4419,
+            "val/spatial/chance": 1 / P,
             "time/policy_overhead": 0.031,
         },
         "permutations": {
-            "method": "code",
-            "num": len(accuracy),
-            "min_distance": 8,
-            "mean_distance": 8.13,
+            "spatial": {
+                "method": "code",
+                "num": len(accuracy),
+                "min_distance": 8,
+                "mean_distance": 8.13,
+            }
         },
-        "validation": {"permutation_accuracy": accuracy},
+        "validation": {"spatial": {"class_accuracy": accuracy}},
         "probe": probe_results(key),
         "bad_images": {"unreadable": 2, "undersized": 1, "names": ["a<b>.png", "b.png", "c.png"]},
     }
@@ -154,7 +162,7 @@ def make_workdir(path: Path, *, permutations: int = P, groups: int = K, puzzles:
     labels = key.integers(0, permutations, puzzles)
     tiles = np.stack([cut(key, image, orders[i]) for image, i in zip(images, labels, strict=True)])
     tiles_png = figures.png(figures.tiles(images, tiles, labels, orders, grid=(3, 3)))
-    (path / "figures" / "tiles.png").write_bytes(tiles_png)
+    (path / "figures" / "spatial.png").write_bytes(tiles_png)
     kernel = key.normal(size=(7, 7, 3, 32))
     (path / "figures" / "filters.png").write_bytes(figures.png(figures.filters(kernel)))
     return path
@@ -187,7 +195,7 @@ SECTIONS = [
     "curves",
     "puzzles",
     "policy",
-    "permutations",
+    "classes",
     "filters",
     "probe",
     "data",
@@ -246,7 +254,7 @@ def test_images_are_embedded_whole_at_half_their_pixels(workdir, report):
     for image in images:
         kind, data = re.fullmatch("data:image/(png|webp);base64,(.*)", image["src"]).groups()
         if kind == "webp":  # the photographs, which are heavy as PNG
-            data = (workdir / "figures" / "tiles.png").read_bytes()
+            data = (workdir / "figures" / "spatial.png").read_bytes()
         else:
             data = base64.b64decode(data)
             assert data in files
@@ -265,7 +273,7 @@ def test_numbers_appear_as_formatted(report):
     assert "mean 0.524 0.413 0.181 ▲ +0.111" in text
     assert "better from the trained encoder" in text
     assert "24 permutations (method code); any two differ in at least 8 places, 8.13" in text
-    assert "selection.period 100" in text
+    assert "spatial.selection.period 100" in text
     assert "unreadable 2 undersized 1" in text
 
 
@@ -293,7 +301,7 @@ def test_page_of_an_unfinished_run(unfinished):
     # 0.7 * (1 - exp(-3000 / 900)), the newest validation
     assert "Pretext accuracy 67.5 %" in text
     assert "selection images at step 3,000" in text
-    assert "The run has not drawn figures/tiles.png" in text
+    assert "The run has not drawn figures/spatial.png" in text
     assert "The features were not probed" in text
     assert "Wall time" not in text
 
@@ -308,7 +316,9 @@ def test_page_of_a_run_that_has_only_begun(tmp_path):
 
 def test_page_of_a_run_with_a_uniform_player_and_no_labels(unfinished):
     (unfinished / "selection.jsonl").write_text("")
-    (unfinished / "config.json").write_text(json.dumps({"selection": {"name": "uniform"}}))
+    (unfinished / "config.json").write_text(
+        json.dumps({"spatial": {"puzzle": {}, "selection": {"name": "uniform"}}})
+    )
     write_results(unfinished, probe={}, bad_images={"unreadable": 0, "names": []})
     text = text_of(page.build(unfinished))
     assert "drawn uniformly" in text
@@ -324,7 +334,7 @@ def test_page_of_a_run_with_a_uniform_player_and_no_labels(unfinished):
         ("results.json", "[1, 2]", "results.json' is damaged: it should hold a JSON object"),
         ("metrics.jsonl", '{"step": 1\n{"step": 2}\n', "metrics.jsonl, line 1 is no JSON"),
         ("metrics.jsonl", '{"train/loss": 1.5}\n', "Line 1 of '"),
-        ("selection.jsonl", '{"step": 1, "accuracy": [0.5]}\n', "one entry a permutation"),
+        ("selection.jsonl", '{"step": 1, "accuracy": [0.5]}\n', "one entry a class"),
         ("config.json", None, "it has no config.json"),
     ],
 )
@@ -360,19 +370,23 @@ def test_group_probability_sums_over_members(tmp_path):
     lines = [
         {
             "step": 0,
+            "task": "spatial",
             "accuracy": [0] * 4,
             "probability": [0.1, 0.2, 0.3, 0.4],
             "group": [0, 1, 2, 0],
         },
         {
             "step": 5,
+            "task": "spatial",
             "accuracy": [0] * 4,
             "probability": [0.1, 0.2, 0.3, 0.4],
             "group": [1, 1, 0, 0],
         },
     ]
     (tmp_path / "selection.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    np.testing.assert_allclose(page.read(tmp_path).group_probability, [[0.5, 0.2, 0.3], [0.7, 0.3, 0.0]])
+    np.testing.assert_allclose(
+        page.read(tmp_path).choices("spatial").group_probability, [[0.5, 0.2, 0.3], [0.7, 0.3, 0.0]]
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,42 +14,16 @@ from PIL import Image
 from rich.console import Console
 from test_report import CHROMIUM, Page, in_a_browser, text_of
 
+from ssl_jax.evaluation import atari_return
 from ssl_jax.report import comparison, console, figures, page
+from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime.errors import InputError
 
 STEPS = 40_000  # agent steps
-PROTOCOL = {
-    "game": "Pong",
-    "frame_skip": 4,
-    "sticky_actions": 0.0,
-    "life_loss": True,
-    "noop_max": 30,
-    "max_episode_frames": 108_000,
-    "full_action_space": False,
-    "fire_on_reset": False,
-    "frame_size": [84, 84],
-    "stack": 4,
-    "reward_clip": True,
-    "evaluation_epsilon": 0.01,
-    "evaluation_episodes": 100,
-}
-CONFIG = {
-    "experiment": "dueling_dqn",
-    "seed": 0,
-    "num_seeds": 1,
-    "protocol": PROTOCOL,
-    "network": {"dueling": True, "hidden": 512},
-    "auxiliary": {"name": "sequence", "schedule": "alternate", "weight": 1.0},
-    "train": {"double_q": True, "agent_steps": STEPS},
-}
-REFERENCE = {
-    "random": -21.0,
-    "human": -3.0,
-    "world_record": 21.0,
-    "dqn": 20.0,
-    "rotation": -20.1,
-    "sequence": 18.2,
-}
+PAPER = f"{Path(__file__).parents[1] / 'configs' / 'dueling_dqn.py'}:paper,aux=sequence"
+# As it is written to config.json: without tuples.
+CONFIG = json.loads(json.dumps(config_lib.load(PAPER, {"train.agent_steps": str(STEPS)}).to_dict()))
+PROTOCOL = CONFIG["protocol"]
 COMMAND = "python -m ssl_jax.main --config=configs/dueling_dqn.py:game=Pong,aux=<b>sequence</b>"
 
 
@@ -96,7 +70,8 @@ def score(mean: float, step: int | list[int], episodes: int = 100) -> dict:
 def results(seeds: int, protocol: dict) -> dict:
     best_step = 36_000 if seeds == 1 else [36_000, 40_000, 28_000][:seeds]
     agents = {"last": score(16.456, STEPS), "best": score(17.5, best_step), "random": score(-20.714, 0)}
-    scores = {"protocol": protocol | {"frames_trained": 4 * STEPS}, "agents": agents, "reference": REFERENCE}
+    scores = {"protocol": protocol | {"frames_trained": 4 * STEPS}, "agents": agents}
+    scores["reference"] = atari_return.REFERENCE[protocol["game"]]
     if seeds > 1:
         over = {"mean": 16.4, "interval_low": 11.25, "interval_high": 18.0, "iqm": 17.0}
         scores["seeds"] = {"last": over, "best": over}

@@ -8,14 +8,23 @@ import pytest
 
 from ssl_jax import selection
 from ssl_jax.runtime.errors import InputError
-from ssl_jax.selection import Evaluation, group_permutations, policy_gradient
+from ssl_jax.selection import Evaluation, policy_gradient
 
 KEY = jax.random.key(0)
+group_permutations = jax.jit(selection.group_permutations, static_argnums=1)
+pytestmark = pytest.mark.usefixtures("little_optimization")
 
 
 def evaluation(accuracy, ratio=None):
     accuracy = jnp.asarray(accuracy, jnp.float32)
-    return Evaluation(accuracy=accuracy, ratio=jnp.exp(accuracy) if ratio is None else ratio)
+    return Evaluation(accuracy=accuracy, ratio=jnp.exp(accuracy) if ratio is None else jnp.float32(ratio))
+
+
+def compiled(player):
+    """The player with each of its functions as one program: one by one, operations take far longer."""
+    init, observe, probability = map(jax.jit, (player.init, player.observe, player.probability))
+    choose = jax.jit(player.choose, static_argnums=2)
+    return player._replace(init=init, choose=choose, observe=observe, probability=probability)
 
 
 def test_groups_are_clusters_numbered_from_hard_to_easy():
@@ -26,7 +35,7 @@ def test_groups_are_clusters_numbered_from_hard_to_easy():
 
 
 def test_groups_use_both_columns_of_the_state():
-    ratio = jnp.where(jnp.arange(20) < 10, 1.0, 50.0)
+    ratio = np.where(np.arange(20) < 10, 1.0, 50.0)
     group = np.asarray(group_permutations(evaluation(np.full(20, 0.5), ratio), 2))
     assert len(set(group[:10])) == len(set(group[10:])) == 1
     assert group[0] != group[10]
@@ -42,7 +51,7 @@ def test_groups_of_permutations_that_are_all_alike():
 def test_mean_accuracy_rises_with_the_group_number(seed):
     rng = np.random.default_rng(seed)
     accuracy = rng.random(100)
-    group = np.asarray(group_permutations(evaluation(accuracy, jnp.asarray(rng.gamma(1, 5, 100))), 10))
+    group = np.asarray(group_permutations(evaluation(accuracy, rng.gamma(1, 5, 100)), 10))
     means = [accuracy[group == k].mean() for k in np.unique(group)]
     assert means == sorted(means)
     np.testing.assert_array_equal(np.unique(group), np.arange(len(means)))  # empty ones come last
@@ -61,18 +70,26 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", selection.PLAYERS)
-def test_every_player_keeps_the_contract(name):
-    player = selection.PLAYERS[name](num_permutations=12, **OPTIONS[name])
+@pytest.fixture(scope="module", params=selection.PLAYERS)
+def make_player(request):
+    """Makes players of one name, all alike."""
+    return functools.partial(selection.PLAYERS[request.param], num_permutations=12, **OPTIONS[request.param])
+
+
+@pytest.fixture(scope="module")
+def player(make_player):
+    return compiled(make_player())
+
+
+def test_every_player_keeps_the_contract(player):
     state = player.init(KEY)
-    choose = jax.jit(player.choose, static_argnums=2)
     rng = np.random.default_rng(0)
     for _ in range(4):
         counts, expected = np.zeros(12), np.zeros(12)
         for step in range(20):
             probability = np.asarray(player.probability(state))
             np.testing.assert_allclose(probability.sum(), 1, atol=1e-5)
-            before, (state, index) = state, choose(jax.random.key(step), state, 100)
+            before, (state, index) = state, player.choose(jax.random.key(step), state, 100)
             assert index.dtype == jnp.int32
             chex.assert_trees_all_equal_shapes_and_dtypes(before, state)
             counts += np.bincount(index, minlength=12)
@@ -82,29 +99,26 @@ def test_every_player_keeps_the_contract(name):
         assert not counts[~seen].any()
         assert (np.square(counts - expected)[seen] / expected[seen]).sum() < 40
         before = state
-        state, metrics = jax.jit(player.observe)(KEY, state, evaluation(rng.random(12)))
+        state, metrics = player.observe(KEY, state, evaluation(rng.random(12)))
         chex.assert_trees_all_equal_shapes_and_dtypes(before, state)
         assert all(np.isfinite(value) for value in metrics.values())
 
 
-@pytest.mark.parametrize("name", selection.PLAYERS)
-def test_the_state_is_all_there_is(name):
+def test_the_state_is_all_there_is(make_player, player):
     """A saved state goes on in another player as it would have gone on in its own."""
 
     def go_on(player, state, rounds):
-        choose, observe = jax.jit(player.choose, static_argnums=2), jax.jit(player.observe)
         for i in rounds:
-            state, index = choose(jax.random.key(i), state, 16)
+            state, index = player.choose(jax.random.key(i), state, 100)
             accuracy = np.random.default_rng(i).random(12)
-            state, _ = observe(jax.random.key(100 + i), state, evaluation(accuracy))
+            state, _ = player.observe(jax.random.key(100 + i), state, evaluation(accuracy))
         return state, index
 
-    make = functools.partial(selection.PLAYERS[name], num_permutations=12, **OPTIONS[name])
-    player = make()
     state, _ = go_on(player, player.init(KEY), range(4))
     saved = jax.tree.map(np.asarray, state)
-    chex.assert_trees_all_equal(go_on(player, state, range(4, 8)), go_on(make(), saved, range(4, 8)))
-    leaves = [leaf for leaf in jax.tree.leaves(player.init(KEY)) if leaf.size]
+    other = compiled(make_player())
+    chex.assert_trees_all_equal(go_on(player, state, range(4, 8)), go_on(other, saved, range(4, 8)))
+    leaves = [leaf for leaf in jax.tree.leaves(make_player().init(KEY)) if leaf.size]
     pointers = [leaf.unsafe_buffer_pointer() for leaf in leaves]
     assert len(set(pointers)) == len(pointers)  # a step that is given the state's memory may write over it
 
@@ -133,8 +147,14 @@ def test_an_option_that_does_not_fit_is_named(name, options, wanted):
         selection.PLAYERS[name](num_permutations=12, **OPTIONS[name] | options)
 
 
-def test_reward_is_the_fall_below_the_linear_extrapolation():
-    player = policy_gradient.make(num_permutations=4, period=1, num_groups=2)
+@pytest.fixture(scope="module")
+def plain_gradient():
+    """The policy gradient for 4 permutations in 2 groups, without the entropy bonus."""
+    return compiled(policy_gradient.make(num_permutations=4, period=1, num_groups=2, entropy_bonus=0.0))
+
+
+def test_reward_is_the_fall_below_the_linear_extrapolation(plain_gradient):
+    player = plain_gradient
     state, rewards = player.init(KEY), []
     for error in (0.9, 0.8, 0.65, 0.6):
         state, metrics = player.observe(KEY, state, evaluation(np.full(4, 1 - error)))
@@ -143,16 +163,16 @@ def test_reward_is_the_fall_below_the_linear_extrapolation():
     np.testing.assert_allclose(rewards, [0, 0, 0.7 - 0.65, 0.5 - 0.6], atol=1e-5)
 
 
-def test_nothing_is_learned_before_there_is_a_reward():
-    player = policy_gradient.make(num_permutations=4, period=1, num_groups=2, entropy_bonus=0.0)
+def test_nothing_is_learned_before_there_is_a_reward(plain_gradient):
+    player = plain_gradient
     state = player.init(KEY)
     for error in (0.9, 0.8):
         before, (state, _) = state, player.observe(KEY, state, evaluation(np.full(4, 1 - error)))
         chex.assert_trees_all_equal(before.params, state.params)
 
 
-def test_policy_moves_towards_what_was_drawn_when_the_reward_was_good():
-    player = policy_gradient.make(num_permutations=4, period=1, num_groups=2, entropy_bonus=0.0)
+def test_policy_moves_towards_what_was_drawn_when_the_reward_was_good(plain_gradient):
+    player = plain_gradient
     hard_and_easy = np.array([0.1, 0.1, 0.9, 0.9])
     for reward, direction in ((0.1, 1), (-0.1, -1)):
         state = player.init(KEY)
@@ -166,19 +186,14 @@ def test_policy_moves_towards_what_was_drawn_when_the_reward_was_good():
         assert np.sign(after - before) == direction
 
 
-def test_the_first_policy_is_uniform_over_permutations_whatever_the_sizes_of_the_groups():
+@pytest.mark.parametrize("group", [[0, 1, 1, 1, 1, 2], [0, 0, 0, 2, 2, 2]])  # an empty one is never drawn
+def test_the_first_policy_is_uniform_over_permutations_whatever_the_sizes_of_the_groups(group):
     player = policy_gradient.make(num_permutations=6, period=1, num_groups=3)
-    state = player.init(KEY).replace(group=jnp.array([0, 1, 1, 1, 1, 2]))
+    state = player.init(KEY).replace(group=jnp.array(group))
     np.testing.assert_allclose(player.probability(state), np.full(6, 1 / 6), atol=1e-6)
 
 
-def test_an_empty_group_is_never_drawn():
-    player = policy_gradient.make(num_permutations=6, period=1, num_groups=3)
-    state = player.init(KEY)
-    state = state.replace(group=jnp.array([0, 0, 0, 2, 2, 2]))
-    np.testing.assert_allclose(player.probability(state), np.full(6, 1 / 6), atol=1e-6)
-
-
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def learn(player, rounds, best_group=1, seed=0):
     """A world in which only permutations of one group teach anything.
 
@@ -197,7 +212,7 @@ def learn(player, rounds, best_group=1, seed=0):
         return (state, skill), (player.probability(state) * members).sum()
 
     keys = jax.random.split(jax.random.key(seed), rounds)
-    return jax.jit(functools.partial(jax.lax.scan, round_))((player.init(KEY), 0.0), keys)[1]
+    return jax.lax.scan(round_, (player.init(KEY), 0.0), keys)[1]
 
 
 @pytest.mark.parametrize(("name", "share"), [("policy_gradient", 0.8), ("exp3", 0.75), ("q_learning", 0.65)])
@@ -220,11 +235,11 @@ def test_prioritized_draws_follow_difficulty_and_not_what_teaches():
     assert shares[0] > shares[1] > shares[2] > 0.1
 
 
-@pytest.mark.parametrize("best_group", [0, 1, 2])
-def test_groups_enter_the_curriculum_one_after_the_other_and_end_alike(best_group):
+def test_groups_enter_the_curriculum_one_after_the_other_and_end_alike():
     player = selection.PLAYERS["curriculum"](
         num_permutations=12, permutations=CYCLES, steps=11, start_share=1 / 12
     )
     sizes = np.arange(2, 14).clip(max=12)  # after each of 12 steps
-    members = (sizes - 4 * best_group).clip(0, 4)
-    np.testing.assert_allclose(learn(player, 12, best_group), members / sizes, atol=1e-6)
+    for best_group in range(3):
+        members = (sizes - 4 * best_group).clip(0, 4)
+        np.testing.assert_allclose(learn(player, 12, best_group), members / sizes, atol=1e-6)

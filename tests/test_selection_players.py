@@ -7,22 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_selection import compiled, evaluation
 
-from ssl_jax.selection import (
-    Evaluation,
-    curriculum,
-    exp3,
-    loss_prioritized,
-    q_learning,
-    round_robin,
-)
+from ssl_jax.selection import curriculum, exp3, loss_prioritized, q_learning, round_robin
 
 KEY = jax.random.key(0)
-
-
-def evaluation(accuracy):
-    accuracy = jnp.asarray(accuracy, jnp.float32)
-    return Evaluation(accuracy=accuracy, ratio=jnp.exp(accuracy))
+pytestmark = pytest.mark.usefixtures("little_optimization")
 
 
 # --- Round robin
@@ -30,11 +20,10 @@ def evaluation(accuracy):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 10, 12, 33])
 def test_each_epoch_has_every_permutation_once(batch_size):
-    player = round_robin.make(num_permutations=10)
-    choose = jax.jit(player.choose, static_argnums=2)
+    player = compiled(round_robin.make(num_permutations=10))
     state, drawn = player.init(KEY), []
     for step in range(-(-60 // batch_size)):
-        state, index = choose(jax.random.key(step), state, batch_size)
+        state, index = player.choose(jax.random.key(step), state, batch_size)
         drawn.append(np.asarray(index))
     epochs = np.concatenate(drawn)[:60].reshape(6, 10)
     np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(10), (6, 1)))
@@ -42,7 +31,7 @@ def test_each_epoch_has_every_permutation_once(batch_size):
 
 
 def test_the_first_epoch_depends_on_the_key():
-    player = round_robin.make(num_permutations=10)
+    player = compiled(round_robin.make(num_permutations=10))
     orders = [player.choose(KEY, player.init(jax.random.key(seed)), 10)[1] for seed in (0, 1)]
     assert (orders[0] != orders[1]).any()
 
@@ -63,7 +52,8 @@ SET = np.array([[1, 0, 2, 3], [1, 0, 3, 2], [0, 1, 2, 3], [1, 2, 0, 3], [3, 2, 1
 )
 def test_the_pool_grows_from_its_end_of_the_set(order, pools):
     # 5 permutations from one (0.2) to all in 40 steps: one more every 10.
-    player = curriculum.make(num_permutations=5, permutations=SET, steps=40, start_share=0.2, order=order)
+    options = {"num_permutations": 5, "permutations": SET, "steps": 40, "start_share": 0.2}
+    player = compiled(curriculum.make(**options, order=order))
     state = player.init(KEY)
     for step in range(51):
         if step % 10 == 0:
@@ -88,9 +78,8 @@ def test_sizes_of_the_pool(step, size):
 
 
 def test_draws_are_in_proportion_to_the_powers_of_the_errors():
-    player = loss_prioritized.make(
-        num_permutations=4, period=1, exponent=2.0, min_error=0.1, uniform_share=0.2
-    )
+    options = {"exponent": 2.0, "min_error": 0.1, "uniform_share": 0.2}
+    player = compiled(loss_prioritized.make(num_permutations=4, period=1, **options))
     np.testing.assert_allclose(player.probability(player.init(KEY)), 0.25)
     state, metrics = player.observe(KEY, player.init(KEY), evaluation([1.0, 0.9, 0.8, 0.7]))
     # Errors with 0.1 more: 0.1, 0.2, 0.3, 0.4; their squares sum to 0.3.
@@ -104,15 +93,8 @@ def test_draws_are_in_proportion_to_the_powers_of_the_errors():
 
 
 def test_a_step_of_exp3_by_hand():
-    player = exp3.make(
-        num_permutations=4,
-        period=1,
-        num_groups=2,
-        learning_rate=0.5,
-        uniform_share=0.2,
-        weight_share=0.1,
-        bounds_decay=0.9,
-    )
+    options = {"learning_rate": 0.5, "uniform_share": 0.2, "weight_share": 0.1, "bounds_decay": 0.9}
+    player = compiled(exp3.make(num_permutations=4, period=1, num_groups=2, **options))
     state = player.init(KEY).replace(
         log_weight=jnp.log(jnp.array([0.25, 0.75])),
         group=jnp.array([0, 1, 1, 1]),
@@ -137,7 +119,7 @@ def test_a_step_of_exp3_by_hand():
 
 
 def test_exp3_learns_nothing_from_the_first_look():
-    player = exp3.make(num_permutations=6, period=1, num_groups=3, weight_share=0.0)
+    player = compiled(exp3.make(num_permutations=6, period=1, num_groups=3, weight_share=0.0))
     state, _ = player.choose(KEY, player.init(KEY), 30)
     state, metrics = player.observe(KEY, state, evaluation([0.1, 0.2, 0.3, 0.7, 0.8, 0.9]))
     np.testing.assert_allclose(player.probability(state), 1 / 6, rtol=1e-5)
@@ -145,15 +127,15 @@ def test_exp3_learns_nothing_from_the_first_look():
 
 
 def test_weights_of_exp3_stay_finite_and_can_come_back():
-    player = exp3.make(num_permutations=4, period=1, num_groups=2, learning_rate=10.0, bounds_decay=1.0)
-    observe = jax.jit(player.observe)
+    options = {"learning_rate": 10.0, "bounds_decay": 1.0}
+    player = compiled(exp3.make(num_permutations=4, period=1, num_groups=2, **options))
     state = player.init(KEY)
     for best in (0, 1):  # 50 looks at which one group teaches, then 50 at which the other does
         for _ in range(50):
             hard, easy = jnp.array([0.2, 0.2, 0.8, 0.8]), jnp.array([0.0, 0.0, 0.1, 0.1])
             rise = easy if best else jnp.array([0.1, 0.1, 0.0, 0.0])
             state = state.replace(accuracy=hard, group=jnp.array([0, 0, 1, 1]), count=jnp.array([5.0, 5.0]))
-            state, _ = observe(KEY, state, evaluation(hard + rise))
+            state, _ = player.observe(KEY, state, evaluation(hard + rise))
         assert np.isfinite(state.log_weight).all()
         assert state.log_weight.argmax() == best
 
@@ -169,12 +151,11 @@ def constant(params, values):
 
 
 def test_a_double_q_target_by_hand():
-    player = q_learning.make(
-        num_permutations=4, period=1, num_groups=2, discount=0.5, updates=1, epsilon=0.0, explore=0
-    )
-    state, observe = player.init(KEY), jax.jit(player.observe)
+    options = {"discount": 0.5, "updates": 1, "epsilon": 0.0, "explore": 0}
+    player = compiled(q_learning.make(num_permutations=4, period=1, num_groups=2, **options))
+    state = player.init(KEY)
     for error in (0.5, 0.4):
-        state, metrics = observe(KEY, state, evaluation(np.full(4, 1 - error)))
+        state, metrics = player.observe(KEY, state, evaluation(np.full(4, 1 - error)))
         assert metrics["td_loss"] == 0
     state = state.replace(
         params=constant(state.params, [1.0, 2.0]),
@@ -182,7 +163,7 @@ def test_a_double_q_target_by_hand():
         action=jnp.int32(0),
     )
     rows = state.rows
-    state, metrics = observe(KEY, state, evaluation([0.7, 0.9, 0.7, 0.9]))
+    state, metrics = player.observe(KEY, state, evaluation([0.7, 0.9, 0.7, 0.9]))
     # The reward, 2 * 0.4 - 0.5 - 0.2 = 0.1, is 1 in units of itself. Action 1 is best, and worth 20 in the
     # target network: 1 + 0.5 * 20 - 1 = 10, of which Huber's loss is 9.5.
     np.testing.assert_allclose(metrics["reward"], 0.1, atol=1e-6)
@@ -198,8 +179,15 @@ def test_a_double_q_target_by_hand():
     np.testing.assert_allclose(bias, [1 + 0.003 * rise, 2], rtol=1e-5)
 
 
-def test_nothing_is_learned_from_an_empty_memory():
-    player = q_learning.make(num_permutations=4, period=1, num_groups=2)
+@pytest.fixture(scope="module")
+def short_player():
+    """Q-learning with 3 transitions in memory, whose target network is copied every 3 evaluations."""
+    options = {"capacity": 3, "target_period": 3}
+    return compiled(q_learning.make(num_permutations=4, period=1, num_groups=2, **options))
+
+
+def test_nothing_is_learned_from_an_empty_memory(short_player):
+    player = short_player
     state = player.init(KEY)
     for error in (0.9, 0.8):
         before, (state, _) = state, player.observe(KEY, state, evaluation(np.full(4, 1 - error)))
@@ -207,26 +195,26 @@ def test_nothing_is_learned_from_an_empty_memory():
         chex.assert_trees_all_equal(before.memory, state.memory)
 
 
-def test_the_memory_forgets_the_oldest():
-    player = q_learning.make(num_permutations=4, period=1, num_groups=2, capacity=3)
-    state, observe, rewards = player.init(KEY), jax.jit(player.observe), []
+def test_the_memory_forgets_the_oldest(short_player):
+    player = short_player
+    state, rewards = player.init(KEY), []
     for accuracy in (0.1, 0.2, 0.25, 0.4, 0.3, 0.35):
-        state, metrics = observe(KEY, state, evaluation(np.full(4, accuracy)))
+        state, metrics = player.observe(KEY, state, evaluation(np.full(4, accuracy)))
         rewards.append(float(metrics["reward"]))
     np.testing.assert_allclose(state.memory["r_t"], [rewards[5], rewards[3], rewards[4]], atol=1e-7)
 
 
-def test_the_target_network_is_copied_on_time():
-    player = q_learning.make(num_permutations=4, period=1, num_groups=2, target_period=3)
-    state, observe = player.init(KEY), jax.jit(player.observe)
+def test_the_target_network_is_copied_on_time(short_player):
+    player, state = short_player, short_player.init(KEY)
     for look in range(1, 10):
         old = state.target_params
-        state, _ = observe(jax.random.key(look), state, evaluation(np.random.default_rng(look).random(4)))
+        accuracy = np.random.default_rng(look).random(4)
+        state, _ = player.observe(jax.random.key(look), state, evaluation(accuracy))
         chex.assert_trees_all_equal(state.target_params, old if look % 3 else state.params)
 
 
 def test_the_action_is_drawn_beside_a_share_of_all():
-    player = q_learning.make(num_permutations=4, period=1, num_groups=3, uniform_share=0.2)
+    player = compiled(q_learning.make(num_permutations=4, period=1, num_groups=3, uniform_share=0.2))
     state = player.init(KEY)
     np.testing.assert_allclose(player.probability(state), 0.25)
     state = state.replace(group=jnp.array([0, 1, 1, 0]), action=jnp.int32(1))

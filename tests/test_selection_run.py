@@ -19,13 +19,14 @@ CONFIG = Path(__file__).parents[1] / "configs" / "jigsaw_rl.py"
 @pytest.mark.parametrize("name", PLAYERS)
 def test_every_players_section_names_all_its_options(name, preset):
     config = config_lib.load(f"{CONFIG}:{preset},policy={name}")
-    section = {key: value for key, value in config.selection.items() if key not in ("name", "slice")}
+    section = {key: value for key, value in config.spatial.selection.items() if key not in ("name", "slice")}
     given = {"num_permutations", "permutations"}  # by the experiment
-    options = config_lib.unpack(section, PLAYERS[name], path="selection", ignore=given)
+    options = config_lib.unpack(section, PLAYERS[name], path="spatial.selection", ignore=given)
     assert set(options) | given >= set(inspect.signature(PLAYERS[name]).parameters)
     setup = pretrain.setup_from_config(config)
-    assert setup.player_name == name
-    assert setup.player.period == options.get("period", 0)
+    (task,) = setup.tasks
+    assert task.player_name == name
+    assert task.player.period == options.get("period", 0)
 
 
 @pytest.mark.parametrize("name", ["round_robin", "q_learning"])
@@ -37,6 +38,6 @@ def test_a_run_with_the_player(name, tmp_path, atari_tiny_dir):
     losses = [line["train/loss"] for line in lines if "train/loss" in line]
     assert losses
     assert np.isfinite(losses).all()
-    looks = [line["selection/entropy"] for line in lines if "selection/entropy" in line]
+    looks = [line["selection/spatial/entropy"] for line in lines if "selection/spatial/entropy" in line]
     assert len(looks) == (6 if name == "q_learning" else 0)  # 24 steps, a look every 4
     assert all(0 < entropy <= math.log(20) + 1e-4 for entropy in looks)

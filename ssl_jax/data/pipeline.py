@@ -2,7 +2,8 @@
 
 `train_batches` is endless, shuffled and resumable; `evaluation_batches` reads every example once;
 `load_arrays` reads a small split whole. Pictures are decoded by Pillow, in threads or in worker
-processes, while the training step runs. All can be shared out over processes.
+processes, while the training step runs. All can be shared out over processes. `endless` and `once`
+are the same for examples of other kinds, such as the clips of `ssl_jax.data.clips`.
 
 Positions in the training stream are counted over all processes together. A position decides which
 example comes there, how it is cropped and what takes its place if it cannot be used; so a batch
@@ -14,8 +15,8 @@ import functools
 import io
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -31,6 +32,27 @@ MAX_REDRAWS = 100  # random draws for one position, all of them bad, after which
 Bad = tuple[int, str, str]  # index in the source, cause, details
 
 
+class Reading(NamedTuple):
+    """What came of reading one example.
+
+    Attributes:
+        arrays: the example by field, if it can be used.
+        pictures: how many were read for it.
+        bad: the picture that cannot be used.
+        refused: why an example of good pictures is not used, for example `static`.
+    """
+
+    arrays: dict[str, Any] | None
+    pictures: int
+    bad: Bad | None = None
+    refused: str | None = None
+
+
+# From an index in the source and what chooses the place of crops and so on (None: no chance) to the
+# example there.
+Reader = Callable[[int, np.random.Generator | None], Reading]
+
+
 class UndersizedError(ValueError):
     """A picture is smaller than is useful."""
 
@@ -41,27 +63,33 @@ class Skipped:
 
     Attributes:
         max_share: share of bad examples among those read above which `add` stops the run.
-        read: examples read so far, bad ones and repetitions in later epochs included.
+        read: examples read so far, bad ones and repetitions in later epochs included; of clips, their
+            frames.
         bad: bad ones among them.
         causes: (name of the source, index) -> `unreadable` or `undersized`, for each bad example.
+        refused: cause -> how often good examples were refused; they stop no run.
     """
 
     max_share: float = 0.05
     read: int = 0
     bad: int = 0
     causes: dict[tuple[str, int], str] = dataclasses.field(default_factory=dict)
+    refused: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
         """Returns how many different examples were skipped for each cause."""
         return dict(Counter(self.causes.values()))
 
-    def add(self, source_name: str, read: int, bad: Sequence[Bad]) -> None:
+    def add(self, source_name: str, readings: Sequence[Reading]) -> None:
         """Counts what a batch has read, and names every bad example in the log once.
 
         Raises:
             InputError: the share of bad ones, of at least 100 examples read, is above `max_share`.
         """
-        self.read += read
+        self.read += sum(reading.pictures for reading in readings)
+        for cause in (reading.refused for reading in readings if reading.refused):
+            self.refused[cause] = self.refused.get(cause, 0) + 1
+        bad = [reading.bad for reading in readings if reading.bad]
         self.bad += len(bad)
         for index, cause, details in bad:
             if (source_name, index) not in self.causes:
@@ -119,53 +147,52 @@ def decode_image(
     return np.asarray(image)
 
 
-def _load(source: Source, index: int, **decoding: Any) -> tuple[dict[str, Any], Bad | None]:
-    """Reads and decodes an example; returns it, or else why it is bad."""
+def read_picture(index: int, rng: np.random.Generator | None, *, source: Source, **decoding: Any) -> Reading:
+    """Reads and decodes one example: its fields, with `image` as uint8 [height, width, 3].
+
+    `decoding` are the arguments of `decode_image`.
+    """
     try:
         example = source[index]
-        return example | {"image": decode_image(example["image"], **decoding)}, None
+        return Reading(example | {"image": decode_image(example["image"], rng=rng, **decoding)}, 1)
     except UndersizedError as error:
-        return {}, (index, "undersized", str(error))
+        return Reading(None, 1, bad=(index, "undersized", str(error)))
     # Broken files make Pillow, and broken records make the reader, raise errors of every kind.
     except Exception as error:
-        return {}, (index, "unreadable", f"{type(error).__name__}: {error}")
+        return Reading(None, 1, bad=(index, "unreadable", f"{type(error).__name__}: {error}"))
 
 
 def _train_batch(
     number: int,
     indices: np.ndarray,
     *,
-    source: Source,
+    read: Reader,
+    field: str,
+    num_examples: int,
     seed: int,
     process_index: int,
     process_count: int,
-    **decoding: Any,
 ) -> dict[str, Any]:
-    """Reads batch `number` of a process: the examples `indices`, with others for the bad ones."""
-    images, used, bad = [], [], []
+    """Reads batch `number` of a process: the examples `indices`, with others for those not to be used."""
+    rows, used, readings = [], [], []
     for slot, index in enumerate(indices):
         position = process_index + process_count * (number * len(indices) + slot)
         rng = np.random.default_rng([seed, position])
         for _ in range(MAX_REDRAWS):
-            example, problem = _load(source, int(index), rng=rng, **decoding)
-            if problem is None:
-                images.append(example["image"])
+            reading = read(int(index), rng)
+            readings.append(reading._replace(arrays=None))
+            if reading.arrays is not None:
+                rows.append(reading.arrays[field])
                 used.append(index)
                 break
-            bad.append(problem)
-            index = rng.integers(len(source))
+            index = rng.integers(num_examples)
         else:
-            return {"bad": bad, "read": len(images) + len(bad)}  # There is nothing to train on.
-    return {
-        "image": np.stack(images),
-        "index": np.array(used, np.int64),
-        "bad": bad,
-        "read": len(images) + len(bad),
-    }
+            return {"readings": readings}  # There is nothing to train on.
+    return {field: np.stack(rows), "index": np.array(used, np.int64), "readings": readings}
 
 
 class TrainBatches(Iterator[dict[str, np.ndarray]]):
-    """An endless iterator of batches {"image": uint8 [B, H, W, 3], "index": int64 [B]}.
+    """An endless iterator of batches {"image": uint8 [B, H, W, 3], "index": int64 [B]}, or of clips.
 
     `get_state` and `set_state` speak of the batches handed out, whatever is already prefetched: an
     iterator with the same arguments and a restored state goes on with the very next batch. The
@@ -194,10 +221,15 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
         if self._iterator is None:
             self._iterator = _prefetched(self._batches[self._number :], **self._prefetching)
         batch = next(self._iterator)
-        self.skipped.add(self._source.name, batch.pop("read"), batch.pop("bad"))
+        readings = batch.pop("readings")
+        self.skipped.add(self._source.name, readings)
         if not batch:
+            causes = ", ".join(
+                sorted({reading.refused or reading.bad[1] for reading in readings[-MAX_REDRAWS:]})
+            )
             raise InputError(
-                f"{self._source.name} gave {MAX_REDRAWS} bad examples in a row; mend the data set."
+                f"{self._source.name} gave {MAX_REDRAWS} examples in a row that cannot be used ({causes});"
+                " mend the data set or ask less of it."
             )
         self._number += 1
         return batch
@@ -210,6 +242,7 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
             "read": self.skipped.read,
             "bad": self.skipped.bad,
             "causes": [[*example, cause] for example, cause in self.skipped.causes.items()],
+            "refused": dict(self.skipped.refused),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -230,6 +263,7 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
             state["read"],
             state["bad"],
             {(name, index): cause for name, index, cause in state["causes"]},
+            dict(state.get("refused", {})),  # Runs from before there were clips have none.
         )
 
     def close(self) -> None:
@@ -275,6 +309,42 @@ def train_batches(
     Raises:
         InputError: a number is too small. Reading batches raises it for too many bad examples.
     """
+    read = functools.partial(
+        read_picture, source=source, image_size=image_size, min_size=min_size or half(image_size)
+    )
+    return endless(
+        source,
+        read,
+        "image",
+        batch_size=batch_size,
+        seed=seed,
+        max_bad_share=max_bad_share,
+        workers=workers,
+        threads=threads,
+        prefetch=prefetch,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def endless(
+    source: Source,
+    read: Reader,
+    field: str,
+    *,
+    batch_size: int,
+    seed: int,
+    max_bad_share: float,
+    workers: int,
+    threads: int,
+    prefetch: int,
+    process_index: int,
+    process_count: int,
+) -> TrainBatches:
+    """Batches {field: [B, ...], "index": int64 [B]} of what `read` makes of a split, for ever.
+
+    The other arguments and errors are those of `train_batches`; `read` goes to worker processes.
+    """
     for name, value, least in (
         ("batch_size", batch_size, 1),
         ("seed", seed, 0),
@@ -293,12 +363,12 @@ def train_batches(
         .map_with_index(
             functools.partial(
                 _train_batch,
-                source=source,
+                read=read,
+                field=field,
+                num_examples=len(source),
                 seed=seed,
                 process_index=process_index,
                 process_count=process_count,
-                image_size=image_size,
-                min_size=min_size or half(image_size),
             )
         )
     )
@@ -359,51 +429,84 @@ def evaluation_batches(
     Raises:
         InputError: too many examples cannot be used.
     """
-    chosen = np.arange(len(source))
-    if limit is not None and limit < len(source):
-        chosen = np.arange(limit) * len(source) // limit
-    skipped = Skipped() if skipped is None else skipped
-    steps = -(-len(chosen) // (batch_size * process_count))
-    slots = np.full(steps * process_count * batch_size, -1)
-    slots[: len(chosen)] = chosen
-    mine = slots.reshape(steps, process_count, batch_size)[:, process_index]
-    batches = grain.MapDataset.source(mine).map(
-        functools.partial(
-            _evaluation_batch,
-            source=source,
-            empty=source.blank() | {"image": np.zeros((*image_size, 3), np.uint8)},
-            image_size=image_size,
-            min_size=min_size or half(image_size),
-        )
+    read = functools.partial(
+        read_picture, source=source, image_size=image_size, min_size=min_size or half(image_size)
     )
+    starts = spread(len(source), limit)
+    yield from once(
+        source,
+        read,
+        np.stack([starts, starts + 1], axis=1),
+        source.blank() | {"image": np.zeros((*image_size, 3), np.uint8)},
+        batch_size=batch_size,
+        skipped=skipped,
+        threads=threads,
+        prefetch=prefetch,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def spread(num_examples: int, limit: int | None) -> np.ndarray:
+    """Returns the indices of all examples, or of `limit` of them, evenly apart."""
+    num = num_examples if limit is None else min(limit, num_examples)
+    return np.arange(num) * num_examples // max(num, 1)
+
+
+def once(
+    source: Source,
+    read: Reader,
+    stretches: np.ndarray,
+    blank: dict[str, np.ndarray],
+    *,
+    batch_size: int,
+    skipped: Skipped | None,
+    threads: int,
+    prefetch: int,
+    process_index: int,
+    process_count: int,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Reads one example of each stretch of a split: the first that can be used.
+
+    Args:
+        source: the split.
+        read: makes the examples.
+        stretches: int [N, 2], where each begins and where it ends.
+        blank: the fields of an example that is not there, by their names.
+        batch_size: and all others as in `evaluation_batches`.
+
+    Yields:
+        {field: [B, ...] for each of `blank`, "mask": bool [B], "index": int64 [B]}; where no example of
+        a stretch can be used the index is that of the first.
+    """
+    skipped = Skipped() if skipped is None else skipped
+    steps = -(-len(stretches) // (batch_size * process_count))
+    slots = np.full((steps * process_count * batch_size, 2), -1)
+    slots[: len(stretches)] = stretches
+    mine = slots.reshape(steps, process_count, batch_size, 2)[:, process_index]
+    batches = grain.MapDataset.source(mine).map(functools.partial(_evaluation_batch, read=read, blank=blank))
     iterator = _prefetched(batches, workers=0, threads=threads, prefetch=prefetch)
     try:
         for batch in iterator:
-            skipped.add(source.name, batch.pop("read"), batch.pop("bad"))
+            skipped.add(source.name, batch.pop("readings"))
             yield batch
     finally:
         iterator.close()
 
 
-def _evaluation_batch(
-    indices: np.ndarray, *, source: Source, empty: dict[str, np.ndarray], **decoding: Any
-) -> dict[str, Any]:
-    """Reads the examples `indices`; -1 is a row to leave empty."""
-    rows, bad = [empty] * len(indices), []
-    mask = np.zeros(len(indices), bool)
-    for slot in np.flatnonzero(indices >= 0):
-        example, problem = _load(source, int(indices[slot]), **decoding)
-        if problem is None:
-            rows[slot], mask[slot] = example, True
-        else:
-            bad.append(problem)
-    batch = {field: np.stack([row[field] for row in rows]) for field in empty}
-    return batch | {
-        "mask": mask,
-        "index": indices.astype(np.int64),
-        "bad": bad,
-        "read": int(np.sum(indices >= 0)),
-    }
+def _evaluation_batch(stretches: np.ndarray, *, read: Reader, blank: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Reads one example of each of the `stretches`; one that begins and ends at -1 stays empty."""
+    rows, readings = [blank] * len(stretches), []
+    mask, used = np.zeros(len(stretches), bool), stretches[:, 0].astype(np.int64)
+    for slot, (start, stop) in enumerate(stretches):
+        for index in range(start, stop):
+            reading = read(index, None)
+            readings.append(reading._replace(arrays=None))
+            if reading.arrays is not None:
+                rows[slot], mask[slot], used[slot] = reading.arrays, True, index
+                break
+    batch = {field: np.stack([row[field] for row in rows]) for field in blank}
+    return batch | {"mask": mask, "index": used, "readings": readings}
 
 
 def load_arrays(

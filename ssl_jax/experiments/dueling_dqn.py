@@ -466,14 +466,17 @@ def create_state(setup: Setup, key: jax.Array) -> State:
             best_step=jnp.zeros((), jnp.int32),
         )
 
-    place = jax.sharding.SingleDeviceSharding(memory_device(setup))
+    # Each array is committed to its device, as those of later states are: a call that is given some that
+    # are and some that are not is compiled for either.
+    devices = jax.devices()[0], memory_device(setup)
+    here, there = (jax.sharding.SingleDeviceSharding(device) for device in devices)
     agents = jnp.arange(setup.num_seeds) if setup.num_seeds > 1 else jnp.int32(0)
-    replay = jax.jit(setup.over_agents(lambda _: setup.replay.init()), out_shardings=place)(agents)
+    replay = jax.jit(setup.over_agents(lambda _: setup.replay.init()), out_shardings=there)(agents)
     return State(
-        step=jnp.zeros((), jnp.int32),
-        updates=jnp.zeros((), jnp.int32),
-        key=key,
-        agent=jax.jit(setup.over_agents(create_agent))(agent_keys(setup, key)),
+        step=jnp.zeros((), jnp.int32, device=here),
+        updates=jnp.zeros((), jnp.int32, device=here),
+        key=jax.device_put(key, here),
+        agent=jax.jit(setup.over_agents(create_agent), out_shardings=here)(agent_keys(setup, key)),
         replay=replay,
     )
 

@@ -1,18 +1,19 @@
-"""Pre-training on permutation puzzles whose permutations a player chooses.
+"""Pre-training on permutation puzzles, and other tasks, whose permutations a player chooses.
 
 Büchler, Brattoli and Ommer, "Improving Spatiotemporal Self-Supervision by Deep Reinforcement Learning",
 ECCV 2018. One step: the player picks a permutation for every picture, the picture is cut into tiles and
 shuffled on the device, the network names the permutation. Every `period` steps the player sees how well
-the network does under each permutation on a held-out slice of the training data.
+the network does under each permutation on a held-out slice of the training data. With several tasks
+(`tasks.KINDS`) every step takes a batch of each, and one encoder learns from the sum of their losses.
 """
 
 import dataclasses
 import functools
-import inspect
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,11 +24,14 @@ import ml_collections
 import numpy as np
 import optax
 from absl import logging
+from matplotlib.figure import Figure
 
-from ssl_jax.data import pipeline, sources
+from ssl_jax.data import clips, pipeline, sources
 from ssl_jax.evaluation import linear_probe, state_probe
+from ssl_jax.experiments import tasks as tasks_lib
+from ssl_jax.experiments.tasks import SkillMeter, Task
 from ssl_jax.networks import ENCODERS
-from ssl_jax.networks.heads import JigsawHead, PuzzleNetwork
+from ssl_jax.networks.heads import PuzzleNetwork
 from ssl_jax.pretext import jigsaw, permutations
 from ssl_jax.report import console, figures, page
 from ssl_jax.runtime import config as config_lib
@@ -36,11 +40,12 @@ from ssl_jax.runtime import metrics as metrics_lib
 from ssl_jax.runtime.checkpoints import Checkpoints
 from ssl_jax.runtime.errors import InputError
 from ssl_jax.runtime.interruption import StopSignal
-from ssl_jax.selection import PLAYERS, Evaluation, Player, group_permutations
+from ssl_jax.selection import Evaluation, group_permutations
 
 Metrics = dict[str, jax.Array]
 RESULTS_FILE = "results.json"
-VALIDATION_GROUPS = 10  # groups of permutations whose worst is reported
+DRAWN = 6  # examples of a task in its picture
+VALIDATION_GROUPS = 10  # groups of classes whose worst is reported
 ADVICE = "try a lower config.train.learning_rate, or a longer config.train.warmup_steps"
 
 
@@ -55,7 +60,7 @@ class State:
       params: of the puzzle network, float32.
       batch_stats: running statistics of its normalisation layers; {} without such layers.
       opt_state: of the optimizer.
-      selection: of the player.
+      selection: task -> state of its player.
     """
 
     step: jax.Array
@@ -68,13 +73,18 @@ class State:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-    """Section `data`: which pictures, and how the host reads them (see `pipeline.train_batches`)."""
+    """Section `data`: which pictures, and how the host reads them (see `pipeline.train_batches`).
+
+    `stride` and `min_motion` are those of clips, see `clips.train_clips`.
+    """
 
     name: str
     data_dir: str | None = None
     splits: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     image_size: tuple[int, int]
     min_size: tuple[int, int] | None = None
+    stride: tuple[int, int] = (1, 4)
+    min_motion: float = clips.MIN_MOTION
     max_bad_share: float = 0.05
     workers: int = 0
     threads: int = 2
@@ -137,22 +147,6 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Skill:
-    """Sections `selection.slice` and `validation`: how skill at every permutation is measured.
-
-    Attributes:
-      images: pictures, spread evenly over the split.
-      batch_size: pictures per call, over all devices.
-      permutations_per_image: how many of the permutations each picture answers, in turn; None: all.
-        With 1000 permutations a few hundred keep the cost flat, see `JigsawHead`.
-    """
-
-    images: int
-    batch_size: int = 64
-    permutations_per_image: int | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Probe(state_probe.Protocol):
     """Section `probe`: the state probe at the end of a run on frames with RAM labels.
 
@@ -180,17 +174,22 @@ class Setup:
 
     seed: int
     data: Data
-    task: jigsaw.Jigsaw
-    permutations: np.ndarray  # int32 [P, m]
+    tasks: tuple[Task, ...]
     network: PuzzleNetwork
-    player: Player
-    player_name: str
-    selection_slice: Skill
     train: Train
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
-    validation: Skill
     probe: Probe
+
+    @property
+    def pictures(self) -> list[str]:
+        """Names of the batches that the tasks ask for, "image" and "clip"."""
+        return list(dict.fromkeys(task.pictures for task in self.tasks))
+
+    def clip_reading(self) -> dict[str, Any]:
+        """How clips are read, beside what is said of all pictures."""
+        frames = next(task.puzzle.frames for task in self.tasks if task.pictures == "clip")
+        return {"frames": frames, "stride": self.data.stride, "min_motion": self.data.min_motion}
 
 
 def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
@@ -202,65 +201,48 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
 
     def make(
         *, experiment: str, seed: int, precision: Literal["float32", "bfloat16"], data: Mapping,
-        jigsaw: Mapping, permutations: Mapping, encoder: Mapping, head: Mapping, selection: Mapping,
-        train: Mapping, validation: Mapping, probe: Mapping,
+        encoder: Mapping, train: Mapping, probe: Mapping, spatial: Mapping | None = None,
+        temporal: Mapping | None = None, rotation: Mapping | None = None, context: Mapping | None = None,
+        arrow_of_time: Mapping | None = None,
     ) -> dict:  # fmt: skip
         return locals()
 
     sections = make(**config_lib.unpack(config, make, path=""))
-    section = lambda name, builder, **kw: config_lib.unpack(sections[name], builder, path=name, **kw)
+    section = lambda name, builder: builder(**config_lib.unpack(sections[name], builder, path=name))
     dtype = jnp.dtype(sections["precision"])
 
-    data = Data(**section("data", Data))
-    task = jigsaw.Jigsaw(**section("jigsaw", jigsaw.Jigsaw))
-    task.check(data.image_size)
-    orders = permutations.make(
-        length=task.num_tiles, **section("permutations", permutations.make, ignore=("length",))
+    data = section("data", Data)
+    tasks = tuple(
+        tasks_lib.make(name, sections[name], data.image_size, dtype)
+        for name in tasks_lib.KINDS
+        if sections.get(name) is not None
     )
-    encoder, options = _choose(sections["encoder"], ENCODERS, "encoder", ignore=("dtype", "parent", "name"))
-    head = JigsawHead(
-        num_classes=len(orders),
-        dtype=dtype,
-        **section("head", JigsawHead, ignore=("num_classes", "dtype", "parent", "name")),
+    if not tasks:
+        raise InputError(f"the config has no task; give it a section {' or '.join(tasks_lib.KINDS)}.")
+    lengths = {task.name: task.puzzle.frames for task in tasks if task.pictures == "clip"}
+    if len(set(lengths.values())) > 1:
+        raise InputError(
+            "tasks of a run share their clips, and must have clips of the same length: "
+            + ", ".join(f"config.{name}.puzzle.frames={frames}" for name, frames in lengths.items())
+            + "."
+        )
+    encoder, options = tasks_lib.choose(
+        sections["encoder"], ENCODERS, "encoder", ignore=("dtype", "parent", "name")
     )
-    selection = dict(sections["selection"])
-    selection_slice = Skill(**config_lib.unpack(selection.pop("slice", {}), Skill, path="selection.slice"))
-    known = {"num_permutations": len(orders), "permutations": orders}
-    player, player_options = _choose(selection, PLAYERS, "selection", ignore=known)
-    asked = inspect.signature(player).parameters
-    player_options |= {name: value for name, value in known.items() if name in asked}
-    validation = Skill(**section("validation", Skill))
-    for path, skill in (("selection.slice", selection_slice), ("validation", validation)):
-        if skill.batch_size * (skill.permutations_per_image or len(orders)) < len(orders):
-            raise InputError(
-                f"config.{path}.permutations_per_image={skill.permutations_per_image} times its batch_size="
-                f"{skill.batch_size} must be at least the {len(orders)} permutations, or some have no answer."
-            )
-    train = Train(**section("train", Train))
+    train = section("train", Train)
     schedule = make_schedule(train)
     return Setup(
         seed=sections["seed"],
         data=data,
-        task=task,
-        permutations=orders,
-        network=PuzzleNetwork(encoder=encoder(dtype=dtype, **options), head=head),
-        player=player(**player_options),
-        player_name=selection["name"],
-        selection_slice=selection_slice,
+        tasks=tasks,
+        network=PuzzleNetwork(
+            encoder=encoder(dtype=dtype, **options), heads={task.name: task.head for task in tasks}
+        ),
         train=train,
         optimizer=make_optimizer(train, schedule),
         schedule=schedule,
-        validation=validation,
-        probe=Probe(**section("probe", Probe)),
+        probe=section("probe", Probe),
     )
-
-
-def _choose(section, known, path, *, ignore):
-    """The builder that a section names, and its arguments: the section's other keys."""
-    options = dict(section)
-    name = options.pop("name", None)
-    config_lib.check_known(f"config.{path}.name", name, known)
-    return known[name], config_lib.unpack(options, known[name], path=path, ignore=ignore)
 
 
 def make_schedule(train: Train) -> optax.Schedule:
@@ -294,11 +276,14 @@ def create_state(setup: Setup, key: jax.Array) -> State:
     """A state before the first step.
 
     Raises:
-      InputError: the tiles are too small for the encoder.
+      InputError: the parts of a task are too small for the encoder.
     """
     key, params_key, player_key = jax.random.split(key, 3)
-    tiles = jnp.zeros((1, setup.task.num_tiles, *setup.task.tile, 3))
-    variables = dict(jax.jit(functools.partial(setup.network.init, train=False))(params_key, tiles))
+    parts = {
+        task.name: jnp.zeros((1, task.puzzle.num_parts, *task.puzzle.part_size, 3)) for task in setup.tasks
+    }
+    initialize = functools.partial(setup.network.init, method="initialize")
+    variables = dict(jax.jit(initialize)(params_key, parts))
     params = variables.pop("params")
     return State(
         step=jnp.zeros((), jnp.int32),
@@ -306,48 +291,47 @@ def create_state(setup: Setup, key: jax.Array) -> State:
         params=params,
         batch_stats=variables.get("batch_stats", {}),
         opt_state=setup.optimizer.init(params),
-        selection=setup.player.init(player_key),
+        selection={
+            task.name: task.player.init(jax.random.fold_in(player_key, number))
+            for number, task in enumerate(setup.tasks)
+        },
     )
 
 
+def variables_of(state: State) -> dict[str, Any]:
+    """What the network is applied to."""
+    return {"params": state.params, "batch_stats": state.batch_stats}
+
+
 def train_step(setup: Setup, state: State, batch: Mapping[str, jax.Array]) -> tuple[State, Metrics]:
-    """One update: choose permutations, make puzzles, solve them, learn.
+    """One update: for each task choose permutations and make puzzles; solve them, learn.
 
     Args:
       setup: of the run; enters by closure.
       state: before the step.
-      batch: {"image": uint8 [B, H, W, 3]}.
+      batch: what `setup.pictures` names: "image" uint8 [B, H, W, 3], "clip" uint8 [B, u, H, W, 3].
 
     Returns:
-      The next state, and float32 scalars: loss, accuracy (of this batch), gradient_norm and
-      learning_rate.
+      The next state, and float32 scalars: loss (the weighted sum) and accuracy (the mean) of this batch,
+      each also by task, gradient_norm and learning_rate.
     """
     key = jax.random.fold_in(state.key, state.step)
-    choose_key, puzzle_key, dropout_key = jax.random.split(key, 3)
-    images = batch["image"]
-    selection, index = setup.player.choose(choose_key, state.selection, images.shape[0])
-    tiles = jigsaw.puzzle(puzzle_key, images, setup.task, train=True)
-    inputs = jigsaw.shuffle(tiles, jnp.asarray(setup.permutations)[index])
-
-    def objective(params, batch_stats, inputs, targets, dropout_key):
-        logits, updated = setup.network.apply(
-            {"params": params, "batch_stats": batch_stats},
-            inputs,
-            train=True,
-            rngs={"dropout": dropout_key},
-            mutable=["batch_stats"],
+    *task_keys, dropout_key = jax.random.split(key, len(setup.tasks) + 1)
+    selection, inputs, targets = {}, {}, {}
+    for task, task_key in zip(setup.tasks, task_keys, strict=True):
+        choose_key, puzzle_key = jax.random.split(task_key)
+        pictures = batch[task.pictures]
+        selection[task.name], index = task.player.choose(
+            choose_key, state.selection[task.name], pictures.shape[0]
         )
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
-        accuracy = (jnp.argmax(logits, -1) == targets).mean()
-        return loss, (updated.get("batch_stats", {}), accuracy)
+        inputs[task.name] = task.ask(puzzle_key, pictures, index, train=True)
+        targets[task.name] = index
 
-    gradient, batch_stats, loss, accuracy = accumulate_gradients(
-        objective, state, inputs, index, dropout_key, setup.train.accumulate
+    gradient, batch_stats, metrics = accumulate_gradients(
+        functools.partial(objective, setup), state, inputs, targets, dropout_key, setup.train.accumulate
     )
     updates, opt_state = setup.optimizer.update(gradient, state.opt_state, state.params)
-    metrics = {
-        "loss": loss,
-        "accuracy": accuracy,
+    metrics |= {
         "gradient_norm": optax.global_norm(gradient),
         "learning_rate": jnp.asarray(setup.schedule(state.step), jnp.float32),
     }
@@ -361,86 +345,68 @@ def train_step(setup: Setup, state: State, batch: Mapping[str, jax.Array]) -> tu
     return state, metrics
 
 
+def objective(setup: Setup, params, batch_stats, inputs, targets, dropout_key):
+    """The weighted sum of the tasks' cross-entropies, and (batch_stats, metrics) beside it.
+
+    Normalisation layers see the tasks one after the other.
+    """
+    metrics, loss = {}, 0.0
+    for number, task in enumerate(setup.tasks):
+        logits, updated = setup.network.apply(
+            {"params": params, "batch_stats": batch_stats},
+            inputs[task.name],
+            task.name,
+            train=True,
+            rngs={"dropout": jax.random.fold_in(dropout_key, number)},
+            mutable=["batch_stats"],
+        )
+        batch_stats = updated.get("batch_stats", {})
+        target = targets[task.name]
+        of_task = optax.softmax_cross_entropy_with_integer_labels(logits, target).mean()
+        loss += task.weight * of_task
+        metrics[f"{task.name}/loss"] = of_task
+        metrics[f"{task.name}/accuracy"] = (jnp.argmax(logits, -1) == target).mean()
+    metrics["loss"] = loss
+    metrics["accuracy"] = sum(metrics[f"{task.name}/accuracy"] for task in setup.tasks) / len(setup.tasks)
+    return loss, (batch_stats, metrics)
+
+
 def accumulate_gradients(objective, state: State, inputs, targets, key, parts: int):
     """The mean gradient over `parts` micro-batches, one after the other in memory.
 
     Micro-batch i takes rows i, i + parts, ...: so each has rows on every device.
 
     Returns:
-      Gradient, batch_stats, loss and accuracy, the last two averaged.
+      Gradient, batch_stats, and the metrics, averaged.
     """
     value_and_gradient = jax.value_and_grad(objective, has_aux=True)
     if parts == 1:
-        (loss, (batch_stats, accuracy)), gradient = value_and_gradient(
+        (_, (batch_stats, metrics)), gradient = value_and_gradient(
             state.params, state.batch_stats, inputs, targets, key
         )
-        return gradient, batch_stats, loss, accuracy
+        return gradient, batch_stats, metrics
 
     def micro_batches(rows):
         return rows.reshape(rows.shape[0] // parts, parts, *rows.shape[1:]).swapaxes(0, 1)
 
-    def accumulate(carry, part):
-        batch_stats, sums = carry
+    def accumulate(batch_stats, part):
         inputs, targets, number = part
-        (loss, (batch_stats, accuracy)), gradient = value_and_gradient(
+        (_, (batch_stats, metrics)), gradient = value_and_gradient(
             state.params, batch_stats, inputs, targets, jax.random.fold_in(key, number)
         )
-        sums = jax.tree.map(jnp.add, sums, (gradient, loss, accuracy))
-        return (batch_stats, sums), None
+        return batch_stats, (gradient, metrics)
 
-    zeros = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), jnp.zeros(()))
-    (batch_stats, sums), _ = jax.lax.scan(
-        accumulate,
-        (state.batch_stats, zeros),
-        (micro_batches(inputs), micro_batches(targets), jnp.arange(parts)),
-    )
-    gradient, loss, accuracy = jax.tree.map(lambda total: total / parts, sums)
-    return gradient, batch_stats, loss, accuracy
+    def add(carry, part):
+        batch_stats, sums = carry
+        batch_stats, terms = accumulate(batch_stats, part)
+        return (batch_stats, jax.tree.map(jnp.add, sums, terms)), None
 
-
-def skill_sums(setup: Setup, skill: Skill, state: State, batch, key) -> dict[str, jax.Array]:
-    """Answers of the network to one batch of pictures under every permutation of the set.
-
-    Exact, and nearly free of the number of permutations: tiles are encoded once (see `JigsawHead`).
-
-    Args:
-      setup: of the run.
-      skill: how many permutations each picture answers.
-      state: of which params and batch_stats are used.
-      batch: {"image": uint8 [B, H, W, 3], "mask": bool [B]}; masked rows count for nothing.
-      key: of the windows and gaps; the same key gives the same puzzles.
-
-    Returns:
-      float32 [P] sums over the batch: "correct", "ratio" and "count".
-    """
-    tiles = jigsaw.puzzle(key, batch["image"], setup.task, train=False)
-    return setup.network.apply(
-        {"params": state.params, "batch_stats": state.batch_stats},
-        tiles,
-        jnp.asarray(setup.permutations),
-        mask=batch["mask"],
-        permutations_per_image=skill.permutations_per_image,
-        method="permutation_statistics",
-    )
-
-
-class SkillMeter:
-    """Measures skill at every permutation on fixed batches of pictures, held on the devices."""
-
-    def __init__(self, setup: Setup, skill: Skill, batches: Sequence[Mapping[str, jax.Array]]):
-        self._key = jax.random.key(setup.seed)
-        self._batches = batches
-        self._sums = jax.jit(functools.partial(skill_sums, setup, skill))
-
-    def __call__(self, state: State) -> Evaluation:
-        """The same pictures, windows and gaps at every call."""
-        sums = [
-            self._sums(state, batch, jax.random.fold_in(self._key, number))
-            for number, batch in enumerate(self._batches)
-        ]
-        total = jax.tree.map(lambda *parts: sum(parts), *sums)
-        count = jnp.maximum(total["count"], 1)
-        return Evaluation(accuracy=total["correct"] / count, ratio=total["ratio"] / count)
+    divided = (*jax.tree.map(micro_batches, (inputs, targets)), jnp.arange(parts))
+    _, shapes = jax.eval_shape(accumulate, state.batch_stats, jax.tree.map(lambda rows: rows[0], divided))
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    (batch_stats, sums), _ = jax.lax.scan(add, (state.batch_stats, zeros), divided)
+    gradient, metrics = jax.tree.map(lambda total: total / parts, sums)
+    return gradient, batch_stats, metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -450,7 +416,7 @@ class Surroundings:
     mesh: jax.sharding.Mesh
     workdir: Path
     data: sources.Sources
-    batches: pipeline.TrainBatches
+    batches: Mapping[str, pipeline.TrainBatches]
     checkpoints: Checkpoints
     metrics: metrics_lib.Metrics
     stopwatch: metrics_lib.Stopwatch
@@ -491,7 +457,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     seconds = {}
     if restored is not None:
         step, state, saved = restored
-        batches.set_state(saved["batches"])
+        for name, stream in batches.items():
+            stream.set_state(saved["batches"][name])
         seconds = saved["seconds"]
         logging.info("Going on from step %d.", step)
     around = Surroundings(
@@ -507,7 +474,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         state = train(setup, around, state)
         return judge(setup, around, state, config)
     finally:
-        batches.close()
+        for stream in batches.values():
+            stream.close()
         around.metrics.close()
         checkpoints.close()
 
@@ -518,44 +486,49 @@ def open_data(setup: Setup) -> sources.Sources:
     return sources.make(name=setup.data.name, data_dir=setup.data.data_dir, splits=splits)
 
 
-def open_batches(setup: Setup, data: sources.Sources) -> pipeline.TrainBatches:
-    """The training batches of this process."""
+def open_batches(setup: Setup, data: sources.Sources) -> dict[str, pipeline.TrainBatches]:
+    """The training batches of this process, a stream for each of `setup.pictures`."""
     if setup.train.batch_size % jax.device_count():
         raise InputError(
             f"config.train.batch_size={setup.train.batch_size} must be a multiple of the "
             f"{jax.device_count()} devices."
         )
-    return pipeline.train_batches(
-        data.open("train"),
-        batch_size=setup.train.batch_size // jax.process_count(),
-        image_size=setup.data.image_size,
-        seed=setup.seed,
-        min_size=setup.data.min_size,
-        max_bad_share=setup.data.max_bad_share,
-        workers=setup.data.workers,
-        threads=setup.data.threads,
-        prefetch=setup.data.prefetch,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    reading = {
+        "batch_size": setup.train.batch_size // jax.process_count(),
+        "image_size": setup.data.image_size,
+        "seed": setup.seed,
+        "min_size": setup.data.min_size,
+        "max_bad_share": setup.data.max_bad_share,
+        "workers": setup.data.workers,
+        "threads": setup.data.threads,
+        "prefetch": setup.data.prefetch,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+    }
+    open_stream = {
+        "image": lambda: pipeline.train_batches(data.open("train"), **reading),
+        "clip": lambda: clips.train_clips(
+            data.open("train", clips.FIELDS), **setup.clip_reading(), **reading
+        ),
+    }
+    return {name: open_stream[name]() for name in setup.pictures}
 
 
-def observe(setup: Setup, state: State, evaluation: Evaluation) -> tuple[State, Metrics]:
-    """Shows the player what the network can do; one of its sparse updates."""
+def observe(task: Task, state: State, evaluation: Evaluation) -> tuple[State, Metrics]:
+    """Shows a task's player what the network can do; one of its sparse updates."""
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
-    selection, metrics = setup.player.observe(key, state.selection, evaluation)
-    return state.replace(selection=selection), metrics
+    selection, metrics = task.player.observe(key, state.selection[task.name], evaluation)
+    return state.replace(selection={**state.selection, task.name: selection}), metrics
 
 
 def train(setup: Setup, around: Surroundings, state: State) -> State:
     """The loop: from the state's step to the last one, with everything that happens beside it."""
-    step, last, period = int(state.step), setup.train.steps, setup.player.period
+    step, last = int(state.step), setup.train.steps
     if step == last:
         return state
     step_function = jax.jit(functools.partial(train_step, setup), donate_argnums=0)
-    player_sees = jax.jit(functools.partial(observe, setup))
-    selection_skill = skill_meter(setup, around, "selection") if period else None
-    validation_skill = skill_meter(setup, around, "validation")
+    look = make_look(setup, around)
+    validate = make_validation(setup, around)
     watch = around.stopwatch
     ledger = metrics_lib.Ledger(around.metrics, around.checkpoints, ADVICE)
     due = lambda every: step % every == 0 or step == last
@@ -565,29 +538,25 @@ def train(setup: Setup, around: Surroundings, state: State) -> State:
     ):
         while step < last and not stop.received:
             with watch("data"):
-                images = next(around.batches)["image"]
+                pictures = {name: next(stream)[name] for name, stream in around.batches.items()}
             with watch("step", compiles=True):
-                batch = mesh_lib.shard_batch({"image": images}, around.mesh)
+                batch = mesh_lib.shard_batch(pictures, around.mesh)
                 state, scalars = step_function(state, batch)
                 step += 1
                 # One step behind, so that the device always has the next step queued.
                 ledger.enter(step, {f"train/{name}": value for name, value in scalars.items()})
-            if period and step % period == 0:
-                ledger.close_page()
-                with watch("selection", compiles=True):
-                    evaluation = selection_skill(state)
-                    state, seen = player_sees(state, evaluation)
-                    jax.block_until_ready(state)
-                around.metrics.write(step, {f"selection/{name}": value for name, value in seen.items()})
-                write_selection(setup, around, state, evaluation, step)
-                progress.update(step, {"reward": float(seen["reward"])} if "reward" in seen else {})
+            for task in setup.tasks:
+                if task.player.period and step % task.player.period == 0:
+                    ledger.close_page()
+                    state, seen = look(task, state, step)
+                    progress.update(step, {"reward": float(seen["reward"])} if "reward" in seen else {})
             if due(setup.train.log_every):
                 line = ledger.write_page(step, rates(setup, watch))
                 progress.update(step, {name: line[f"train/{name}"] for name in ("loss", "accuracy")})
             if due(setup.train.validate_every):
                 ledger.close_page()
                 with watch("validation", compiles=True):
-                    held_out = validation_metrics(validation_skill(state))
+                    held_out, _ = validate(state)
                 around.metrics.write(step, held_out)
                 progress.update(step, {"val": held_out["val/accuracy"]})
                 save(around, step, state, held_out)
@@ -603,6 +572,38 @@ def train(setup: Setup, around: Surroundings, state: State) -> State:
     return state
 
 
+def make_look(setup: Setup, around: Surroundings) -> Callable[[Task, State, int], tuple[State, Metrics]]:
+    """(task, state, step) -> (state, metrics): measures skill on the selection slice; the player sees it."""
+    looking = [task for task in setup.tasks if task.player.period]
+    meters = {task.name: skill_meter(setup, around, task, "selection") for task in looking}
+    sees = {task.name: jax.jit(functools.partial(observe, task)) for task in looking}
+
+    def look(task, state, step):
+        with around.stopwatch("selection", compiles=True):
+            evaluation = meters[task.name](variables_of(state))
+            state, seen = sees[task.name](state, evaluation)
+            jax.block_until_ready(state)
+        names = {f"selection/{task.name}/{name}": value for name, value in seen.items()}
+        around.metrics.write(step, names)
+        write_selection(around, task, state, evaluation, step)
+        return state, seen
+
+    return look
+
+
+def make_validation(
+    setup: Setup, around: Surroundings
+) -> Callable[[State], tuple[dict[str, float], dict[str, Evaluation]]]:
+    """state -> (metrics of `validation_metrics`, task -> evaluation), on the validation split."""
+    meters = {task.name: skill_meter(setup, around, task, "validation") for task in setup.tasks}
+
+    def validate(state):
+        evaluations = {name: meter(variables_of(state)) for name, meter in meters.items()}
+        return validation_metrics(evaluations), evaluations
+
+    return validate
+
+
 def rates(setup: Setup, watch: metrics_lib.Stopwatch) -> dict[str, float]:
     """What the steps since the last line of metrics took; nothing where the only one was compiled."""
     seconds, blocks = watch.lap()
@@ -610,75 +611,84 @@ def rates(setup: Setup, watch: metrics_lib.Stopwatch) -> dict[str, float]:
         return {}
     working = seconds["data"] + seconds["step"]
     return {
-        "time/images_per_second": blocks["step"] * setup.train.batch_size / working,
+        "time/examples_per_second": blocks["step"] * setup.train.batch_size / working,
         "time/data_wait_share": seconds["data"] / working,
     }
 
 
-def skill_meter(setup: Setup, around: Surroundings, split: str) -> SkillMeter:
-    """The meter of the selection slice, or of the validation split."""
-    skill = setup.selection_slice if split == "selection" else setup.validation
+def skill_meter(setup: Setup, around: Surroundings, task: Task, split: str) -> SkillMeter:
+    """A task's meter on the selection slice, or on the validation split."""
+    skill = task.selection_slice if split == "selection" else task.validation
     # Counted apart from the training pictures: a run that resumes reads its slices again.
     skipped = pipeline.Skipped(setup.data.max_bad_share)
-    batches = pipeline.evaluation_batches(
-        around.data.open(split),
-        batch_size=skill.batch_size // jax.process_count(),
-        image_size=setup.data.image_size,
-        min_size=setup.data.min_size,
-        limit=skill.images,
-        skipped=skipped,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    reading = {
+        "batch_size": skill.batch_size // jax.process_count(),
+        "image_size": setup.data.image_size,
+        "min_size": setup.data.min_size,
+        "limit": skill.examples,
+        "skipped": skipped,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+    }
+    if task.pictures == "clip":
+        source = around.data.open(split, clips.FIELDS)
+        batches = clips.evaluation_clips(source, **setup.clip_reading(), **reading)
+    else:
+        batches = pipeline.evaluation_batches(around.data.open(split), **reading)
     on_device = [
-        mesh_lib.shard_batch({name: batch[name] for name in ("image", "mask")}, around.mesh)
+        mesh_lib.shard_batch({name: batch[name] for name in (task.pictures, "mask")}, around.mesh)
         for batch in batches
     ]
-    around.batches.skipped.causes.update(skipped.causes)
-    return SkillMeter(setup, skill, on_device)
+    around.batches[task.pictures].skipped.causes.update(skipped.causes)
+    return SkillMeter(setup.network, task, skill, on_device, setup.seed)
 
 
 def save(around: Surroundings, step: int, state: State, held_out: Mapping[str, float]) -> None:
     """Writes a checkpoint in the background."""
     with around.stopwatch("checkpoint"):
         data_state = {
-            "batches": around.batches.get_state(),
+            "batches": {name: stream.get_state() for name, stream in around.batches.items()},
             "seconds": around.stopwatch.seconds,
         }
         around.checkpoints.save(step, state, data_state, held_out)
 
 
-def write_selection(setup, around, state: State, evaluation: Evaluation, step: int) -> None:
-    """Writes what the player saw and what it will draw from now on: a line of selection.jsonl."""
+def write_selection(
+    around: Surroundings, task: Task, state: State, evaluation: Evaluation, step: int
+) -> None:
+    """Writes what a player saw and what it will draw from now on: a line of selection.jsonl."""
     rows = {
         "accuracy": evaluation.accuracy,
-        "probability": setup.player.probability(state.selection),
-        "group": group_permutations(evaluation, min(VALIDATION_GROUPS, len(setup.permutations))),
+        "probability": task.player.probability(state.selection[task.name]),
+        "group": group_permutations(evaluation, min(VALIDATION_GROUPS, task.num_classes)),
     }
-    around.metrics.write_rows(step, {name: np.asarray(row).tolist() for name, row in rows.items()})
+    around.metrics.write_rows(step, task.name, {name: np.asarray(row).tolist() for name, row in rows.items()})
 
 
-def validation_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """Accuracy over all permutations: mean, and that of the hardest group of them.
+def validation_metrics(evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
+    """Accuracy over all classes of each task: mean, and that of the hardest group; and the tasks' mean.
 
     The groups are found on this evaluation, in the same way whoever chose the permutations.
     """
-    accuracy = np.asarray(evaluation.accuracy)
-    group = np.asarray(group_permutations(evaluation, min(VALIDATION_GROUPS, len(accuracy))))
+    metrics = {}
+    for name, evaluation in evaluations.items():
+        accuracy = np.asarray(evaluation.accuracy)
+        group = np.asarray(group_permutations(evaluation, min(VALIDATION_GROUPS, len(accuracy))))
+        metrics[f"val/{name}/accuracy"] = float(accuracy.mean())
+        metrics[f"val/{name}/worst_group_accuracy"] = float(accuracy[group == 0].mean())
     return {
-        "val/accuracy": float(accuracy.mean()),
-        "val/worst_group_accuracy": float(accuracy[group == 0].mean()),
+        "val/accuracy": float(np.mean([metrics[f"val/{name}/accuracy"] for name in evaluations])),
+        **metrics,
     }
 
 
 def judge(setup: Setup, around: Surroundings, state: State, config) -> dict[str, Any]:
     """Final numbers, figures, results.json, report.html and the table in the terminal."""
-    evaluation = skill_meter(setup, around, "validation")(state)
+    final, evaluations = make_validation(setup, around)(state)
     initial = create_state(setup, jax.random.PRNGKey(setup.seed))
     with around.stopwatch("probe"):
         probe = probe_states(setup, around.data, {"trained": state, "random": initial})
     draw_figures(setup, around, state)
-    minimum, mean = permutations.distance_statistics(setup.permutations)
     seconds = around.stopwatch.seconds
     working = max(seconds.get("data", 0.0) + seconds.get("step", 0.0), 1e-9)
     results = {
@@ -690,19 +700,20 @@ def judge(setup: Setup, around: Surroundings, state: State, config) -> dict[str,
         "wall_seconds": sum(seconds.values()),
         "seconds": seconds,
         "final": {
-            **validation_metrics(evaluation),
-            "val/chance": 1 / len(setup.permutations),
+            **final,
+            **{f"val/{task.name}/chance": 1 / task.num_classes for task in setup.tasks},
             "time/policy_overhead": seconds.get("selection", 0.0) / working,
             "time/data_wait_share": seconds.get("data", 0.0) / working,
         },
-        "permutations": {
-            "num": len(setup.permutations),
-            "method": config.permutations.method,
-            "min_distance": minimum,
-            "mean_distance": mean,
+        "permutations": {task.name: describe_orders(config, task) for task in setup.tasks if task.ordered},
+        "validation": {
+            name: {"class_accuracy": np.asarray(evaluation.accuracy).tolist()}
+            for name, evaluation in evaluations.items()
         },
-        "validation": {"permutation_accuracy": np.asarray(evaluation.accuracy).tolist()},
-        "bad_images": around.batches.skipped.counts(),
+        "bad_images": sum(
+            (Counter(stream.skipped.counts()) for stream in around.batches.values()), Counter()
+        ),
+        "refused_clips": around.batches["clip"].skipped.refused if "clip" in around.batches else {},
     }
     if probe:
         results["probe"] = probe
@@ -711,6 +722,13 @@ def judge(setup: Setup, around: Surroundings, state: State, config) -> dict[str,
         page.build(around.workdir)
         console.print_results(around.workdir)
     return results
+
+
+def describe_orders(config: ml_collections.ConfigDict, task: Task) -> dict[str, Any]:
+    """What results.json says of a permutation set."""
+    minimum, mean = permutations.distance_statistics(task.orders)
+    method = config[task.name].permutations.method
+    return {"num": len(task.orders), "method": method, "min_distance": minimum, "mean_distance": mean}
 
 
 def probe_states(setup: Setup, data: sources.Sources, states: Mapping[str, State]) -> dict[str, Any] | None:
@@ -731,7 +749,7 @@ def probe_states(setup: Setup, data: sources.Sources, states: Mapping[str, State
         )
         for split in ("train", "validation", "test")
     }
-    encoders = {name: feature_function(setup, state) for name, state in states.items()}
+    encoders = {name: feature_function(setup, variables_of(state)) for name, state in states.items()}
     scores: dict[str, dict] = {}
     for game, by_encoder in state_probe.evaluate(encoders, splits, data.class_names("game"), protocol):
         for name, values in by_encoder.items():
@@ -746,27 +764,36 @@ def draw_figures(setup: Setup, around: Surroundings, state: State) -> None:
     """Writes the pictures that need the network: puzzles as it sees them, first-layer filters."""
     directory = around.workdir / "figures"
     directory.mkdir(exist_ok=True)
-    batch = pipeline.load_arrays(around.data.open("validation"), image_size=setup.data.image_size, limit=6)[
-        "image"
-    ]
+    pictures = {"filters": figures.filters(np.asarray(first_kernel(state.params["encoder"])))}
     key = jax.random.fold_in(state.key, state.step)
-    choose_key, window_key, tiles_key = jax.random.split(key, 3)
-    _, index = setup.player.choose(choose_key, state.selection, len(batch))
-    windows = jigsaw.window(window_key, jnp.asarray(batch), setup.task)
-    tiles = jigsaw.tiles(tiles_key, windows, setup.task, train=True)
-    shown = jigsaw.shuffle(tiles, jnp.asarray(setup.permutations)[index])
-    pictures = {
-        "tiles": figures.tiles(
-            np.asarray(windows),
-            np.asarray(shown),
-            np.asarray(index),
-            setup.permutations,
-            grid=setup.task.grid,
-        ),
-        "filters": figures.filters(np.asarray(first_kernel(state.params["encoder"]))),
-    }
+    for number, task in enumerate(setup.tasks):
+        pictures[task.name] = draw_puzzles(setup, around, task, state, jax.random.fold_in(key, number))
     for name, figure in pictures.items():
         (directory / f"{name}.png").write_bytes(figures.png(figure))
+
+
+def draw_puzzles(setup: Setup, around: Surroundings, task: Task, state: State, key: jax.Array) -> Figure:
+    """Some held-out pictures beside what the network sees of them."""
+    reading = {"batch_size": DRAWN, "image_size": setup.data.image_size, "limit": DRAWN}
+    choose_key, puzzle_key = jax.random.split(key)
+    _, index = task.player.choose(choose_key, state.selection[task.name], DRAWN)
+    if task.pictures == "clip":
+        source = around.data.open("validation", clips.FIELDS)
+        (batch,) = clips.evaluation_clips(source, **setup.clip_reading(), **reading)
+    else:
+        (batch,) = pipeline.evaluation_batches(around.data.open("validation"), **reading)
+    pictures, index = (jnp.asarray(x)[batch["mask"]] for x in (batch[task.pictures], index))
+    if task.name != "spatial":
+        parts = task.ask(puzzle_key, pictures, index, train=True)
+        labels = index if task.orders is None else task.orders[index]
+        return figures.parts(np.asarray(parts), np.asarray(labels))
+    window_key, tiles_key = jax.random.split(puzzle_key)
+    windows = jigsaw.window(window_key, pictures, task.puzzle)
+    tiles = jigsaw.tiles(tiles_key, windows, task.puzzle, train=True)
+    shown = jigsaw.shuffle(tiles, jnp.asarray(task.orders)[index])
+    return figures.tiles(
+        np.asarray(windows), np.asarray(shown), np.asarray(index), task.orders, grid=task.puzzle.grid
+    )
 
 
 def first_kernel(params) -> jax.Array:
@@ -775,22 +802,32 @@ def first_kernel(params) -> jax.Array:
     return kernels[0]
 
 
-def feature_function(setup: Setup, state: State) -> state_probe.FeatureFunction:
+def feature_function(
+    setup: Setup, variables: Any, layer: str | None = None, grid: tuple[int, int] | None = None
+) -> state_probe.FeatureFunction:
     """Frames uint8 [N, H, W, 3] -> float32 [N, D]: what the frozen encoder makes of whole frames.
 
-    A frame is covered by tiles of the size the encoder was trained on. Their maps, side by side, are a map
-    of the frame, and its means over the cells of `probe.pool` are the features.
+    A frame is covered by parts of the size that the encoder was trained on, in the run's first task. Their
+    maps, side by side, are a map of the frame, and its means over the cells of a grid are the features.
+
+    Args:
+      setup: of the run.
+      variables: of its network, see `variables_of`.
+      layer: of the encoder; None: the last.
+      grid: rows and columns; None: `probe.pool`.
     """
+    puzzle = setup.tasks[0].puzzle
+    grid = grid or setup.probe.pool
 
     @jax.jit
     def encode(variables, images):
-        tiles = setup.task.scale(jigsaw.cover(images.astype(jnp.float32) / 255, setup.task.tile))
+        parts = puzzle.scale(jigsaw.cover(images.astype(jnp.float32) / 255, puzzle.part_size))
         maps = setup.network.apply(
             variables,
-            tiles.reshape(-1, *tiles.shape[3:]),
-            method=lambda network, tiles: network.encoder(tiles, train=False),
+            parts.reshape(-1, *parts.shape[3:]),
+            method=lambda network, parts: network.encoder(parts, train=False, layer=layer),
         )
-        maps = jigsaw.join(maps.reshape(*tiles.shape[:3], *maps.shape[1:]))
-        return linear_probe.pool(maps, setup.probe.pool).astype(jnp.float32)
+        maps = jigsaw.join(maps.reshape(*parts.shape[:3], *maps.shape[1:]))
+        return linear_probe.pool(maps, grid).astype(jnp.float32)
 
-    return functools.partial(encode, {"params": state.params, "batch_stats": state.batch_stats})
+    return functools.partial(encode, variables)

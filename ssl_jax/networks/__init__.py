@@ -3,7 +3,14 @@
 from ssl_jax.networks.caffenet import CaffeNet
 from ssl_jax.networks.compact import Compact
 from ssl_jax.networks.q_network import NatureTrunk
+from ssl_jax.networks.resnet import ResNet18, ResNet50
 
-__all__ = ["ENCODERS", "CaffeNet", "Compact", "NatureTrunk"]
+__all__ = ["ENCODERS", "CaffeNet", "Compact", "NatureTrunk", "ResNet18", "ResNet50"]
 
-ENCODERS = {"caffenet": CaffeNet, "compact": Compact, "nature": NatureTrunk}
+ENCODERS = {
+    "caffenet": CaffeNet,
+    "compact": Compact,
+    "nature": NatureTrunk,
+    "resnet18": ResNet18,
+    "resnet50": ResNet50,
+}

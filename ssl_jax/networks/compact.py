@@ -1,12 +1,14 @@
 """A small encoder for small tiles on small machines."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ssl_jax.networks.layers import Conv
+from ssl_jax.runtime.config import check_known
+from ssl_jax.runtime.errors import InputError
 
 
 class Compact(nn.Module):
@@ -17,22 +19,52 @@ class Compact(nn.Module):
       dtype: of the computation; parameters are float32.
     """
 
+    # What a caller can ask for: convolutions after their ReLU.
+    layers: ClassVar[tuple[str, ...]] = ("conv1", "conv2", "conv3")
+
     width: int = 64
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Float [N, h, w, 3] -> [N, h / 8, w / 8, width]."""
+    def __call__(self, x: jax.Array, *, train: bool = False, layer: str | None = None) -> jax.Array:
+        """The map of a layer.
+
+        Args:
+          x: float [N, h, w, 3].
+          train: makes no difference here.
+          layer: one of `layers`; None is the last.
+
+        Returns:
+          [N, h', w', channels of the layer] of `dtype`, not negative; of [N, 32, 32, 3], conv1 to conv3 are
+          [N, 16, 16, width / 2], [N, 8, 8, width] and [N, 4, 4, width].
+
+        Raises:
+          InputError: an unknown layer, or images too small to leave a pixel in conv3.
+        """
         del train
-        conv = lambda name, features, window: Conv(
-            features,
-            window,
-            stride=2,
-            padding=1,
-            kernel_init=nn.initializers.lecun_normal(),
-            dtype=self.dtype,
-            name=name,
-        )
-        x = nn.relu(conv("conv1", self.width // 2, 4)(x.astype(self.dtype)))
-        x = nn.relu(conv("conv2", self.width, 4)(x))
-        return nn.relu(conv("conv3", self.width, 3)(x))
+        layer = layer or self.layers[-1]
+        check_known("layer", layer, self.layers)
+        if min(x.shape[1:3]) < 4:
+            raise InputError(
+                f"images of {x.shape[1]} x {x.shape[2]} pixels are too small for the compact encoder; the "
+                "smallest it takes are 4 x 4"
+            )
+        x = x.astype(self.dtype)
+        for name, features, window in (
+            ("conv1", self.width // 2, 4),
+            ("conv2", self.width, 4),
+            ("conv3", self.width, 3),
+        ):
+            conv = Conv(
+                features,
+                window,
+                stride=2,
+                padding=1,
+                kernel_init=nn.initializers.lecun_normal(),
+                dtype=self.dtype,
+                name=name,
+            )
+            x = nn.relu(conv(x))
+            if name == layer:
+                break
+        return x

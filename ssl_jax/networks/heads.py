@@ -1,4 +1,4 @@
-"""Heads that name the permutation, on top of an encoder that never sees the order.
+"""Heads that name what was done to a picture or clip, on top of an encoder that sees its parts alone.
 
     tiles [B, m, h, w, 3] -> encoder, fc6 (per tile) -> features [B, m, d] -> fc7, classifier -> logits
 
@@ -13,6 +13,7 @@ classifier, which is the larger part: 2 * fc7 * classes operations, 8 MFLOP at p
 classes, where encoding the nine tiles takes 3,900. `permutations_per_image` keeps that in bounds.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -65,15 +66,6 @@ class JigsawHead(nn.Module):
         hidden = self.drop(hidden, deterministic=not train)
         return self.classifier(hidden).astype(jnp.float32)
 
-    def permutation_logits(self, features: jax.Array, permutations: jax.Array) -> jax.Array:
-        """Features [B, m, fc6] in true order, int [P, m] -> float32 logits [B, P, num_classes].
-
-        Equal to `classify` of `features[:, permutations[p]]` for every p, up to the order of sums.
-        """
-        num = len(features)
-        index = jnp.broadcast_to(jnp.arange(len(permutations))[None], (num, len(permutations)))
-        return self._answer(features[None], permutations, index[None])[0]
-
     def permutation_margins(
         self, features: jax.Array, permutations: jax.Array, index: jax.Array
     ) -> jax.Array:
@@ -85,21 +77,17 @@ class JigsawHead(nn.Module):
           index: int [B, K], the rows that an image answers.
 
         Returns:
-          float32 [B, K]: logit of the right class minus the largest other one, which is the logarithm
-          of the ratio of their probabilities. Logits of `ANSWERS_PER_STEP` pairs exist at a time.
+          float32 [B, K], see `margins`. Logits of `ANSWERS_PER_STEP` pairs exist at a time.
         """
         shape = loop_shape(len(index), ANSWERS_PER_STEP // index.shape[1])
 
         def step(inputs):
             features, index = inputs
-            logits = self._answer(features, permutations, index)
-            right = index[..., None] == jnp.arange(self.num_classes)[None, None, None]
-            others = jnp.where(right, -jnp.inf, logits).max(-1)
-            return jnp.take_along_axis(logits, index[..., None], -1)[..., 0] - others
+            return margins(self._answer(features, permutations, index), index)
 
         divided = (jnp.moveaxis(array.reshape(*shape, *array.shape[1:]), 2, 0) for array in (features, index))
-        margins = lax.map(step, tuple(divided))  # [steps, shards, n, K]
-        return jnp.moveaxis(margins, 0, 2).reshape(index.shape)
+        lead = lax.map(step, tuple(divided))  # [steps, shards, n, K]
+        return jnp.moveaxis(lead, 0, 2).reshape(index.shape)
 
     def _answer(self, features, permutations, index):
         """Logits [s, n, K, classes] for features [s, n, m, fc6] and rows [s, n, K] of permutations."""
@@ -120,58 +108,209 @@ class JigsawHead(nn.Module):
         return params["kernel"].astype(self.dtype), params["bias"].astype(self.dtype)[None, None, None]
 
 
+class FrameOrderHead(nn.Module):
+    """fc6 per frame, an LSTM over the frames in the order shown, and a classifier over all its outputs.
+
+    Büchler, Brattoli and Ommer 2018 have an LSTM join the frames. The last output alone would do, having
+    seen them all, but learns more slowly: joined, every frame is as near to the answer as the last one.
+    The half of the LSTM's gates that looks at the frames is the same for every permutation and computed
+    once.
+
+    What all frames share, which is nearly everything, tells nothing of their order, so features are taken
+    relative to their clip: [ours], see `relative_to_clip`. In 12 orders of Freeway clips, 200 steps of 32,
+    0.83 are right with it and 0.08, as many as by chance, without.
+
+    Kernels before a ReLU start He normal. The classifier starts at zero, and the loss at log(classes).
+
+    Attributes:
+      num_classes: size of the permutation set.
+      fc6: features per frame.
+      lstm: size of the LSTM's state.
+      dropout: rate after fc6 and the LSTM, in training; from the random stream "dropout".
+      dtype: of the computation; parameters and logits are float32.
+    """
+
+    num_classes: int
+    fc6: int = 1024
+    lstm: int = 256
+    dropout: float = 0.5
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        """Names the layers; in the parameters they are fc6, lstm and classifier."""
+        he_normal = nn.initializers.he_normal()
+        self.fc6_layer = nn.Dense(self.fc6, dtype=self.dtype, kernel_init=he_normal, name="fc6")
+        self.lstm_layer = nn.RNN(nn.OptimizedLSTMCell(self.lstm, dtype=self.dtype), name="lstm")
+        self.classifier = nn.Dense(
+            self.num_classes, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="classifier"
+        )
+        self.drop = nn.Dropout(self.dropout)
+
+    def tile_features(self, maps: jax.Array, *, train: bool) -> jax.Array:
+        """Maps [N, h, w, c] of single frames -> features [N, fc6]."""
+        hidden = nn.relu(self.fc6_layer(maps.reshape(maps.shape[0], -1)))
+        return self.drop(hidden, deterministic=not train)
+
+    def classify(self, features: jax.Array, *, train: bool) -> jax.Array:
+        """Features [B, m, fc6] in shuffled order -> float32 logits [B, num_classes]."""
+        outputs = self.lstm_layer(relative_to_clip(features))
+        hidden = self.drop(outputs.reshape(len(outputs), -1), deterministic=not train)
+        return self.classifier(hidden).astype(jnp.float32)
+
+    permutation_margins = JigsawHead.permutation_margins  # the same, of other answers
+
+    def _answer(self, features, permutations, index):
+        """Logits [s, n, K, classes] for features [s, n, m, fc6] and rows [s, n, K] of permutations."""
+        cell = self.lstm_layer.variables["params"]["cell"]
+        join = lambda kind, part: jnp.concatenate([cell[kind + gate][part] for gate in "ifgo"], -1)
+        recurrent = join("h", "kernel").astype(self.dtype)
+        # What the gates see of a frame, for all frames: [s, n, m, 4 lstm].
+        features = relative_to_clip(features)
+        seen = jnp.einsum("snmd,de->snme", features, join("i", "kernel").astype(self.dtype))
+        seen += join("h", "bias").astype(self.dtype)[None, None, None]
+        order = permutations[index]  # [s, n, K, m]
+        state, outputs = jnp.zeros((*index.shape, self.lstm), self.dtype), []
+        for i in range(order.shape[-1]):
+            gates = jnp.take_along_axis(seen, order[..., i, None], axis=2)
+            if outputs:  # What came out before the first frame is zero.
+                gates += jnp.einsum("snkd,de->snke", outputs[-1], recurrent)
+            enter, keep, new, leave = jnp.split(gates, 4, axis=-1)
+            state = nn.sigmoid(keep) * state + nn.sigmoid(enter) * jnp.tanh(new)
+            outputs.append(nn.sigmoid(leave) * jnp.tanh(state))
+        weights = self.classifier.variables["params"]
+        kernel, bias = weights["kernel"].astype(self.dtype), weights["bias"].astype(self.dtype)
+        logits = jnp.einsum("snkd,dc->snkc", jnp.concatenate(outputs, -1), kernel)
+        return (logits + bias[None, None, None]).astype(jnp.float32)
+
+
+def relative_to_clip(features: jax.Array) -> jax.Array:
+    """Features [..., m, d] less their mean over the m frames, with a root mean square of 1.
+
+    The same whatever the order of the frames. Frames that are all alike give zeros.
+    """
+    features = features - features.mean(-2, keepdims=True)
+    return features * lax.rsqrt((features**2).mean((-2, -1), keepdims=True) + 1e-6)
+
+
+class ColorHead(nn.Module):
+    """1 x 1 convolutions that name the colour of each cell of a map (Zhang, Isola and Efros 2016).
+
+    The only head that keeps the map's places. The classifier starts at zero, and the loss at log(classes).
+
+    Attributes:
+      num_classes: colours, see `pretext.colorization`.
+      hidden: channels between the two convolutions.
+      dtype: of the computation; parameters and logits are float32.
+    """
+
+    num_classes: int
+    hidden: int = 256
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        """Names the layers; a Dense layer on channels is a 1 x 1 convolution."""
+        self.hidden_layer = nn.Dense(
+            self.hidden, dtype=self.dtype, kernel_init=nn.initializers.he_normal(), name="hidden"
+        )
+        self.classifier = nn.Dense(
+            self.num_classes, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="classifier"
+        )
+
+    def tile_features(self, maps: jax.Array, *, train: bool) -> jax.Array:
+        """Maps [N, h, w, c] of single pictures -> features [N, h, w, hidden]."""
+        del train
+        return nn.relu(self.hidden_layer(maps.astype(self.dtype)))
+
+    def classify(self, features: jax.Array, *, train: bool) -> jax.Array:
+        """Features [B, 1, h, w, hidden] -> float32 logits [B, h, w, num_classes]."""
+        del train
+        return self.classifier(features[:, 0]).astype(jnp.float32)
+
+
 class PuzzleNetwork(nn.Module):
-    """An encoder and a head.
+    """One encoder, and a head for each task.
 
     Attributes:
       encoder: float [N, h, w, 3] -> maps [N, h', w', c].
-      head: what becomes of the maps.
+      heads: task -> what becomes of the maps.
     """
 
     encoder: nn.Module
-    head: JigsawHead
+    heads: Mapping[str, nn.Module]
 
-    def tile_features(self, tiles: jax.Array, *, train: bool) -> jax.Array:
-        """Tiles [B, m, h, w, 3] -> features [B, m, fc6]."""
-        maps = self.encoder(tiles.reshape(-1, *tiles.shape[2:]), train=train)
-        return self.head.tile_features(maps, train=train).reshape(*tiles.shape[:2], -1)
+    def part_features(self, parts: jax.Array, task: str, *, train: bool) -> jax.Array:
+        """Parts [B, m, h, w, 3] -> features [B, m, d], or what else the head makes of each part's map."""
+        maps = self.encoder(parts.reshape(-1, *parts.shape[2:]), train=train)
+        features = self.heads[task].tile_features(maps, train=train)
+        return features.reshape(*parts.shape[:2], *features.shape[1:])
 
-    def __call__(self, tiles: jax.Array, *, train: bool) -> jax.Array:
-        """Shuffled tiles [B, m, h, w, 3] -> float32 logits [B, num_classes]."""
-        return self.head.classify(self.tile_features(tiles, train=train), train=train)
+    def __call__(self, parts: jax.Array, task: str, *, train: bool) -> jax.Array:
+        """Parts [B, m, h, w, 3] in the order shown -> float32 logits [B, classes of the task]."""
+        return self.heads[task].classify(self.part_features(parts, task, train=train), train=train)
 
-    def permutation_statistics(
-        self,
-        tiles: jax.Array,
-        permutations: jax.Array,
-        *,
-        mask: jax.Array,
-        permutations_per_image: int | None = None,
-    ) -> dict[str, jax.Array]:
-        """How the network answers every permutation of every image.
+    def initialize(self, parts: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Reaches every parameter, for `init`: task -> parts; returns the logits."""
+        return {task: self(of_task, task, train=False) for task, of_task in parts.items()}
+
+    def permutation_margins(
+        self, parts: jax.Array, task: str, permutations: jax.Array, index: jax.Array
+    ) -> jax.Array:
+        """By how much the right class leads when each example is shuffled in K ways.
 
         Args:
-          tiles: float [B, m, h, w, 3] in true order.
+          parts: float [B, m, h, w, 3] in true order; each is encoded once.
+          task: one whose classes are permutations.
           permutations: int [P, m]; row i is class i.
-          mask: bool [B], images that count.
-          permutations_per_image: K; image n answers permutations n K, ..., n K + K - 1 (mod P) only, so
-            that each is answered by B K / P images. None: all of them.
+          index: int [B, K], the rows that an example answers.
 
         Returns:
-          float32 [P] sums over the batch: "correct" (the right class won), "ratio" (probability of the
-          right class over that of the largest other one, kept within exp(-20) and exp(20)) and "count".
-          Sums of several batches may be added; divided by "count" they are means.
+          float32 [B, K], see `margins`.
         """
-        num = len(permutations)
-        each = min(permutations_per_image or num, num)
-        first = jnp.arange(len(tiles))[:, None] * each % num  # [B, 1]
-        index = (first + jnp.arange(each)[None]) % num  # [B, K]
-        features = self.tile_features(tiles, train=False)
-        margins = self.head.permutation_margins(features, permutations, index)
-        # Back from the answers of an image, [B, K], to a table [B, P] with gaps. A sum by scattering
-        # would not be the same twice on a GPU.
-        place = (jnp.arange(num)[None] - first) % num
-        counts = (place < each) & mask[:, None]
-        margins = jnp.take_along_axis(margins, jnp.minimum(place, each - 1), axis=1)
-        values = {"correct": margins > 0, "ratio": jnp.exp(jnp.clip(margins, -20, 20)), "count": 1.0}
-        return {name: jnp.where(counts, value, 0.0).sum(0) for name, value in values.items()}
+        features = self.part_features(parts, task, train=False)
+        return self.heads[task].permutation_margins(features, permutations, index)
+
+
+def margins(logits: jax.Array, label: jax.Array) -> jax.Array:
+    """Logits [..., C], int [...] -> [...]: logit of the right class minus the largest other one.
+
+    It is the logarithm of the ratio of their probabilities.
+    """
+    right = label[..., None] == jnp.arange(logits.shape[-1])[(None,) * label.ndim]
+    others = jnp.where(right, -jnp.inf, logits).max(-1)
+    return jnp.take_along_axis(logits, label[..., None], -1)[..., 0] - others
+
+
+def answered(num_examples: int, num_classes: int, each: int | None) -> jax.Array:
+    """Which classes the examples of a batch answer: int32 [B, K], example n n K, ..., n K + K - 1 (mod P).
+
+    So each class is answered by B K / P examples. `each` is K; None: all P.
+    """
+    each = min(each or num_classes, num_classes)
+    first = jnp.arange(num_examples)[:, None] * each % num_classes
+    return (first + jnp.arange(each)[None]) % num_classes
+
+
+def answer_sums(
+    margins: jax.Array, index: jax.Array, num_classes: int, mask: jax.Array
+) -> dict[str, jax.Array]:
+    """How every class was answered.
+
+    Args:
+      margins: float32 [B, K], see the function of that name.
+      index: int [B, K] from `answered`.
+      num_classes: P.
+      mask: bool [B], examples that count.
+
+    Returns:
+      float32 [P] sums over the batch: "correct" (the right class won), "ratio" (probability of the right
+      class over that of the largest other one, kept within exp(-20) and exp(20)) and "count". Sums of
+      several batches may be added; divided by "count" they are means.
+    """
+    # Back from the answers of an example, [B, K], to a table [B, P] with gaps. A sum by scattering
+    # would not be the same twice on a GPU.
+    each = index.shape[1]
+    place = (jnp.arange(num_classes)[None] - index[:, :1]) % num_classes
+    counts = (place < each) & mask[:, None]
+    margins = jnp.take_along_axis(margins, jnp.minimum(place, each - 1), axis=1)
+    values = {"correct": margins > 0, "ratio": jnp.exp(jnp.clip(margins, -20, 20)), "count": 1.0}
+    return {name: jnp.where(counts, value, 0.0).sum(0) for name, value in values.items()}

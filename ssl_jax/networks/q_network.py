@@ -11,7 +11,7 @@ al., "Dueling network architectures", arXiv 1511.06581.
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,7 @@ import numpy as np
 from jax import lax
 
 from ssl_jax.networks.layers import Conv
+from ssl_jax.runtime.config import check_known
 from ssl_jax.runtime.errors import InputError
 
 # U(-1 / sqrt(fan in), 1 / sqrt(fan in)), with which DQN has been trained since its Torch original.
@@ -35,20 +36,35 @@ class NatureTrunk(nn.Module):
       dtype: of the computation; parameters are float32.
     """
 
+    # What a caller can ask for: convolutions after their ReLU.
+    layers: ClassVar[tuple[str, ...]] = ("conv1", "conv2", "conv3")
+
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        """Maps of pictures of any number of channels and at least 36 x 36 pixels.
+    def __call__(self, x: jax.Array, *, train: bool = False, layer: str | None = None) -> jax.Array:
+        """The map of a layer, for pictures of any number of channels.
 
         Args:
           x: [N, h, w, c], uint8, which is scaled by 1 / 255, or float, which is taken as it is.
           train: changes nothing; encoders are called with it.
+          layer: one of `layers`; None is the last.
 
         Returns:
-          [N, h', w', 64] of `dtype`, not negative.
+          [N, h', w', channels of the layer] of `dtype`, not negative; of [N, 84, 84, c], conv1 to conv3 are
+          [N, 20, 20, 32], [N, 9, 9, 64] and [N, 7, 7, 64].
+
+        Raises:
+          InputError: an unknown layer, or pictures of fewer than 36 x 36 pixels, which leave none in conv3.
         """
         del train
+        layer = layer or self.layers[-1]
+        check_known("layer", layer, self.layers)
+        if min(x.shape[1:3]) < 36:
+            raise InputError(
+                f"images of {x.shape[1]} x {x.shape[2]} pixels are too small for the Nature trunk; the "
+                "smallest it takes are 36 x 36"
+            )
         pixels = x.dtype == jnp.uint8
         x = x.astype(self.dtype)
         if pixels:
@@ -58,7 +74,11 @@ class NatureTrunk(nn.Module):
         # cpu form there too. Of the others it is no faster, and slower under vmap over parameters.
         conv = functools.partial(Conv, kernel_init=KERNEL_INIT, dtype=self.dtype)
         x = nn.relu(conv(32, window=8, stride=4, form="plain", name="conv1")(x))
+        if layer == "conv1":
+            return x
         x = nn.relu(conv(64, window=4, stride=2, name="conv2")(x))
+        if layer == "conv2":
+            return x
         return nn.relu(conv(64, window=3, name="conv3")(x))
 
 
@@ -94,6 +114,8 @@ class QNetwork(nn.Module):
       dueling: whether value and advantages have streams of their own (Wang et al. 2015), or q has one.
       hidden: units of the hidden layer of every stream.
       auxiliary_classes: of the auxiliary task; 0: there is no such head.
+      motion_gain: what differs in a frame from the mean of its stack is shown so many times as strong, see
+        `amplify_motion`; 1: frames as they are.
       dtype: of the computation; parameters and outputs are float32.
     """
 
@@ -101,6 +123,7 @@ class QNetwork(nn.Module):
     dueling: bool = True
     hidden: int = 512
     auxiliary_classes: int = 0
+    motion_gain: float = 1.0
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
@@ -116,6 +139,8 @@ class QNetwork(nn.Module):
 
     def features(self, s: jax.Array) -> jax.Array:
         """Frame stacks uint8 [B, 84, 84, stack] -> what the heads see, [B, 3136] of `dtype`."""
+        if self.motion_gain != 1:
+            s = amplify_motion(s.astype(self.dtype) / 255, self.motion_gain)
         return self.trunk(s).reshape(len(s), -1)
 
     def __call__(self, s: jax.Array) -> jax.Array:
@@ -169,6 +194,17 @@ def trunk_from_encoder(
     if kernel.shape[2] != stack:
         trunk["conv1"]["kernel"] = np.repeat(kernel.sum(2, keepdims=True) / stack, stack, axis=2)
     return jax.tree.map(jnp.asarray, trunk)
+
+
+def amplify_motion(stacks: jax.Array, gain: float) -> jax.Array:
+    """The mean of a stack plus `gain` times what differs from it, float [..., stack].
+
+    A change of coordinates that loses nothing. In a game's frames what moves is small and pale beside what
+    stands still: of a stack of Pong, 23 of 2704 pixels change from a frame to the next. Without a gain the
+    order of the frames is a needle that gradient descent does not find.
+    """
+    still = stacks.mean(-1, keepdims=True)
+    return still + gain * (stacks - still)
 
 
 def scale_gradient(x: jax.Array, scale: float) -> jax.Array:

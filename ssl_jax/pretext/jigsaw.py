@@ -46,16 +46,23 @@ class Jigsaw:
     def __post_init__(self):
         for name in ("color_jitter", "grey"):
             if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"config.jigsaw.{name} must lie in [0, 1], not {getattr(self, name)}.")
+                raise InputError(
+                    f"config.spatial.puzzle.{name} must lie in [0, 1], not {getattr(self, name)}."
+                )
         if self.channel_shift < 0:
-            raise InputError("config.jigsaw.channel_shift must be 0 (off) or a number of pixels.")
-        if min(self.grid) < 1 or self.num_tiles < 2:
-            raise InputError(f"config.jigsaw.grid={self.grid} must have at least two tiles.")
+            raise InputError("config.spatial.puzzle.channel_shift must be 0 (off) or a number of pixels.")
+        if min(self.grid) < 1 or self.num_parts < 2:
+            raise InputError(f"config.spatial.puzzle.grid={self.grid} must have at least two tiles.")
 
     @property
-    def num_tiles(self) -> int:
+    def num_parts(self) -> int:
         """Tiles of a puzzle: the length of its permutations."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def part_size(self) -> tuple[int, int]:
+        """Height and width of a tile in pixels."""
+        return self.tile
 
     def scale(self, pixels: jax.Array) -> jax.Array:
         """Pixels float [..., h, w, 3] in [0, 1], of tiles, as the network is to see them."""
@@ -66,13 +73,13 @@ class Jigsaw:
         window = self.window or image_size
         if window[0] > image_size[0] or window[1] > image_size[1]:
             raise InputError(
-                f"config.jigsaw.window={window} is larger than the images, "
+                f"config.spatial.puzzle.window={window} is larger than the images, "
                 f"config.data.image_size={image_size}."
             )
         cell = (window[0] // self.grid[0], window[1] // self.grid[1])
         if self.tile[0] > cell[0] or self.tile[1] > cell[1]:
             raise InputError(
-                f"config.jigsaw.tile={self.tile} is larger than a cell: a window of {window} in a "
+                f"config.spatial.puzzle.tile={self.tile} is larger than a cell: a window of {window} in a "
                 f"{self.grid[0]}x{self.grid[1]} grid has cells of {cell}."
             )
 
@@ -88,7 +95,7 @@ def puzzle(key: jax.Array, images: jax.Array, task: Jigsaw, *, train: bool) -> j
         that a fixed key gives fixed held-out puzzles of the same kind.
 
     Returns:
-      float32 [B, m, h, w, 3], m = task.num_tiles; `shuffle` puts them in the order to be named.
+      float32 [B, m, h, w, 3], m = task.num_parts; `shuffle` puts them in the order to be named.
     """
     window_key, tiles_key = jax.random.split(key)
     return tiles(tiles_key, window(window_key, images, task), task, train=train)

@@ -50,6 +50,7 @@ def make(
     path: str | None = None,
     index_base: int | None = None,
     include_identity: bool = False,
+    merge_reversed: bool = False,
 ) -> np.ndarray:
     """Returns a permutation set, int32 [num, length], zero-based; the same for the same arguments.
 
@@ -76,17 +77,27 @@ def make(
             random permutation, which has the group's size and distances; S_m, which has no coset,
             gives its m! - 1 other members. A file keeps its rows as they are: with False it is an
             error if the identity is among those used.
+        merge_reversed: For frames in time, with `greedy`: of a permutation and its reverse only the one
+            that begins with the smaller of its ends can be in the set. What looks the same played
+            backwards has no direction to be named (Lee et al. 2017, Sec. 3.3).
 
     Raises:
         InputError: If there is no such set, or the file holds none.
     """
-    _check_request(num, length, method, seed, include_identity)
+    _check_request(num, length, method, seed, include_identity, merge_reversed)
+    if merge_reversed and (path is not None or method != "greedy"):
+        raise InputError(
+            "merge_reversed=True needs method='greedy' and no path: other sets are what they are"
+        )
     if path is not None:
         return _from_file(path, index_base, num, length, include_identity)
     if index_base is not None:
         raise InputError(f"index_base={index_base} describes a file, so it needs a path as well")
-    choose = _choose_greedily if method == "greedy" else _choose_from_code
-    chosen = choose(num, length, np.random.default_rng(seed), include_identity)
+    rng = np.random.default_rng(seed)
+    if method == "greedy":
+        chosen = _choose_greedily(num, length, rng, include_identity, merge_reversed)
+    else:
+        chosen = _choose_from_code(num, length, rng, include_identity)
     return np.ascontiguousarray(chosen, dtype=np.int32)
 
 
@@ -197,7 +208,9 @@ def _distances_to(columns: np.ndarray, permutation: np.ndarray) -> np.ndarray:
     return distances
 
 
-def _check_request(num: int, length: int, method: str, seed: int, include_identity: bool) -> None:
+def _check_request(
+    num: int, length: int, method: str, seed: int, include_identity: bool, merge_reversed: bool
+) -> None:
     """Raises InputError for what no set of `make` can satisfy."""
     if num < 2:
         raise InputError(f"num={num} permutations make no puzzle; at least 2 are needed")
@@ -211,11 +224,12 @@ def _check_request(num: int, length: int, method: str, seed: int, include_identi
             f"method={method!r} chooses no permutations; the closest known is {closest!r} "
             f"(known: {', '.join(METHODS)})"
         )
-    available = math.factorial(length) - (not include_identity)
+    available = math.factorial(length) // (1 + merge_reversed) - (not include_identity)
     if num > available:
         raise InputError(
             f"num={num} is too many: there are {available} permutations of {length} elements "
             f"{'with' if include_identity else 'without'} the identity"
+            f"{' and with reversed ones merged' if merge_reversed else ''}"
         )
 
 
@@ -272,7 +286,9 @@ def _from_file(
     return permutations
 
 
-def _choose_greedily(num: int, length: int, rng: np.random.Generator, include_identity: bool) -> np.ndarray:
+def _choose_greedily(
+    num: int, length: int, rng: np.random.Generator, include_identity: bool, merge_reversed: bool
+) -> np.ndarray:
     """The greedy set of `make`, [num, length].
 
     Each candidate's minimum and total distance to those chosen are kept, so that every addition
@@ -281,7 +297,10 @@ def _choose_greedily(num: int, length: int, rng: np.random.Generator, include_id
     identity = np.arange(length, dtype=np.min_scalar_type(length))[:, None]
     candidates = _candidates(length, rng)
     # Compress and take keep each row together in memory; indexing by an array would not.
-    candidates = np.compress((candidates != identity).any(axis=0), candidates, axis=1)
+    allowed = (candidates != identity).any(axis=0)
+    if merge_reversed:
+        allowed &= candidates[0] < candidates[-1]
+    candidates = np.compress(allowed, candidates, axis=1)
     # The random order decides the start and the ties, of which argmax takes the first.
     candidates = np.take(candidates, rng.permutation(candidates.shape[1]), axis=1)
     if include_identity:

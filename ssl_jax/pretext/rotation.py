@@ -1,7 +1,117 @@
-"""Rotation by quarter turns (Gidaris, Singh and Komodakis, ICLR 2018, arXiv 1803.07728)."""
+"""Rotation by quarter turns (Gidaris, Singh and Komodakis, ICLR 2018, arXiv 1803.07728).
+
+    picture 210 x 160      window 160 x 160     scaled down by      turned counter-clockwise
+    +--------------+       +-----------+        an integer          0      1      2      3
+    | .----------. |       |     ^     |         +---+             +---+  +---+  +---+  +---+
+    | |    ^     | | crop  |    /|\\    | shrink  | ^ |             | ^ |  | < |  | v |  | > |
+    | '----------' | ----> |   /_|_\\   | ---->   +---+    ---->    +---+  +---+  +---+  +---+
+    +--------------+       +-----------+
+
+Quarter turns move pixels and compute none, so that no trace of interpolation tells them.
+"""
+
+import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+
+from ssl_jax.pretext import augment, frame_order, jigsaw
+from ssl_jax.runtime.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rotation:
+    """A task about the orientation of a picture, and how the picture is shown.
+
+    Attributes:
+      window: height and width in pixels of the random part of the picture that is shown, `size` times an
+        integer by which it is scaled down, block by block to the mean; None: all of the picture.
+      size: height and width in pixels of what the network sees; equal, or a quarter turn would tell.
+      color_jitter: strength in [0, 1) of random brightness, contrast and saturation; 0 is off.
+      grey: share of the pictures shown in grey, where no blue above tells what is up; 0 is off.
+      normalize: whether the picture gets mean 0 and deviation 1 (else pixels are 2 x - 1).
+    """
+
+    window: tuple[int, int] | None = None
+    size: tuple[int, int]
+    color_jitter: float = 0.4
+    grey: float = 0.5
+    normalize: bool = True
+
+    num_classes: ClassVar[int] = 4
+    num_parts: ClassVar[int] = 1
+
+    def __post_init__(self):
+        for name in ("color_jitter", "grey"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(
+                    f"config.rotation.puzzle.{name} must lie in [0, 1], not {getattr(self, name)}."
+                )
+        if self.size[0] != self.size[1]:
+            raise InputError(
+                f"config.rotation.puzzle.size={self.size} must be square, or its shape tells a quarter turn."
+            )
+
+    @property
+    def part_size(self) -> tuple[int, int]:
+        """Height and width in pixels of what the network sees."""
+        return self.size
+
+    def scale(self, pixels: jax.Array) -> jax.Array:
+        """Pixels float [..., h, w, 3] in [0, 1] as the network is to see them."""
+        return augment.normalize(pixels) if self.normalize else 2 * pixels - 1
+
+    def check(self, image_size: tuple[int, int]) -> None:
+        """Raises InputError unless the window fits the images, and the size the window."""
+        check_window("config.rotation.puzzle", self.window, self.size, image_size)
+
+
+def check_window(
+    path: str, window: tuple[int, int] | None, size: tuple[int, int], image_size: tuple[int, int]
+) -> None:
+    """Raises InputError unless a part of the images, `window`, shrinks to `size` by an integer factor.
+
+    Args:
+      path: of the section that holds both.
+      window: height and width in pixels; None: those of the images.
+      size: height and width of what the network sees.
+      image_size: height and width of the images.
+    """
+    shown = window or image_size
+    if shown[0] > image_size[0] or shown[1] > image_size[1]:
+        raise InputError(
+            f"{path}.window={window} is larger than the images, config.data.image_size={image_size}."
+        )
+    factor = shown[0] // size[0]
+    if factor < 1 or (factor * size[0], factor * size[1]) != tuple(shown):
+        raise InputError(
+            f"{path}.window={window}, {shown[0]} x {shown[1]} pixels, must be {path}.size={size} or an "
+            "integer multiple of it, the same in height and width."
+        )
+
+
+def puzzle(key: jax.Array, images: jax.Array, index: jax.Array, task: Rotation, *, train: bool) -> jax.Array:
+    """What the network sees of turned images.
+
+    Args:
+      key: PRNG key of this batch.
+      images: uint8 [B, H, W, 3].
+      index: int32 [B], quarter turns, the classes to be named.
+      task: sizes and defences.
+      train: whether colours are augmented; windows are random in any case, from the key.
+
+    Returns:
+      float32 [B, 1, h, h, 3].
+    """
+    window_key, jitter_key, grey_key = jax.random.split(key, 3)
+    windows = jigsaw.window(window_key, images, task)
+    pixels = frame_order.shrink(windows[:, None], task.size)[:, 0]
+    if train and task.color_jitter:
+        pixels = augment.color_jitter(jitter_key, pixels, task.color_jitter)
+    if train and task.grey:
+        pixels = augment.random_grey(grey_key, pixels, task.grey)
+    return rotate(task.scale(pixels), index)[:, None]
 
 
 def rotate(images: jax.Array, quarter_turns: jax.Array) -> jax.Array:

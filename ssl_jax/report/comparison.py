@@ -1,9 +1,10 @@
-"""One page that compares runs of Dueling DQN on a game.
+"""One page that compares several runs: of Dueling DQN on a game, or of pre-training.
 
 python -m ssl_jax.report.comparison --runs=runs/none,runs/sequence,runs/rotation --output=comparison.html
+python -m ssl_jax.report.comparison --sweep=results/ablation     # the table and page of a sweep, anew
 
-The runs may still be going on. Where their protocols differ, a warning names in what: such scores do not
-compare. The figures are also written as PNG files beside the page.
+The runs may still be going on. Where the protocols of games differ, a warning names in what: such scores do
+not compare. The figures are also written as PNG files beside the page.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from absl import flags
 
 from ssl_jax.atari.protocol import Protocol, differences
 from ssl_jax.report import figures, page, playing
+from ssl_jax.report import sweep as sweep_lib
 from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime.errors import InputError
 
@@ -29,7 +31,7 @@ def build(workdirs: Sequence[str | Path], output: str | Path) -> Path:
     Warnings about protocols that differ are in the page and are also printed to standard error.
 
     Args:
-      workdirs: work directories of at least two runs of the same game.
+      workdirs: work directories of at least two runs of the same game, or of pre-training.
       output: the page.
 
     Returns:
@@ -37,16 +39,22 @@ def build(workdirs: Sequence[str | Path], output: str | Path) -> Path:
 
     Raises:
       InputError: there are fewer than two work directories, one is given twice, is none, is damaged, or
-        is of another experiment or game; or the page cannot be written.
+        is of another experiment or game than the others; or the page cannot be written.
     """
     output = Path(output)
     if output.is_dir():
         raise InputError(f"'{output}' is a directory; --output must name the page, such as comparison.html.")
     runs = _read(workdirs)
-    warned = warnings(runs)
+    of_games = next(iter(runs.values())).experiment == "dueling_dqn"
+    warned = warnings(runs) if of_games else []
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        page.write_file(output, _page(runs, warned, output).encode())
+        if of_games:
+            text = _page(runs, warned, output)
+        else:
+            place = lambda name: _figure_path(output, name)
+            text = sweep_lib.render(sweep_lib.of_runs(runs, "Comparison", place))
+        page.write_file(output, text.encode())
     except OSError as error:
         raise InputError(f"'{output}' cannot be written ({error.strerror}).") from error
     for text in warned:
@@ -82,12 +90,16 @@ def _read(workdirs: Sequence[str | Path]) -> dict[str, page.Run]:
     names = [place.name for place in resolved]
     labels = names if len(set(names)) == len(names) else list(map(str, paths))
     runs = dict(zip(labels, map(page.read, paths), strict=True))
-    for run in runs.values():
-        if run.experiment != "dueling_dqn":
+    first, *others = runs.values()
+    config_lib.check_known("experiment to compare", first.experiment, ("dueling_dqn", "pretrain"))
+    for run in others:
+        if run.experiment != first.experiment:
             raise InputError(
                 f"'{run.workdir}' is a run of the experiment '{run.experiment}'; a comparison is of runs "
-                "that play a game, of the experiment 'dueling_dqn'."
+                f"of one experiment, here '{first.experiment}'."
             )
+    if first.experiment == "pretrain":
+        return runs
     games = {label: playing.game(run) for label, run in runs.items()}
     if len(set(games.values())) > 1:
         listed = ", ".join(f"{label} plays {game}" for label, game in games.items())
@@ -199,8 +211,11 @@ def _curves(runs: Mapping[str, page.Run], output: Path) -> Iterator[str]:
 
 
 def _figure(output: Path, name: str, drawn: Any, alt: str) -> str:
-    path = output.with_name(f"{output.stem}_{name}.png")
-    return page.figure(path, drawn, f"{alt}.", wide=True)
+    return page.figure(_figure_path(output, name), drawn, f"{alt}.", wide=True)
+
+
+def _figure_path(output: Path, name: str) -> Path:
+    return output.with_name(f"{output.stem}_{name}.png")
 
 
 def _protocols(runs: Mapping[str, page.Run]) -> Iterator[str]:
@@ -221,12 +236,16 @@ def _repeat(runs: Mapping[str, page.Run]) -> Iterator[str]:
 
 _RUNS = flags.DEFINE_list("runs", [], "Work directories to compare, separated by commas.")
 _OUTPUT = flags.DEFINE_string("output", "comparison.html", "The page to write; figures go beside it.")
+_SWEEP = flags.DEFINE_string("sweep", None, "Work directory of a sweep, instead of --runs and --output.")
 
 
 def main(argv: list[str]) -> None:
     """Compares the runs that the flags name."""
     del argv
-    print(f"Comparison: {build(_RUNS.value, _OUTPUT.value)}")
+    if _SWEEP.value and _RUNS.value:
+        raise InputError("Give --runs or --sweep, not both.")
+    built = sweep_lib.build(_SWEEP.value) if _SWEEP.value else build(_RUNS.value, _OUTPUT.value)
+    print(f"Comparison: {built}")
 
 
 if __name__ == "__main__":

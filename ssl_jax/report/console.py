@@ -57,11 +57,14 @@ def _numbers(run: page.Run) -> Table:
     table.add_column("measure")
     table.add_column("result", justify="right")
     table.add_column("chance", justify="right")
-    chance = page.percentage(1 / run.permutations if run.permutations else None)
-    accuracy = page.percentage(run.last("val/accuracy"))
-    worst = page.percentage(run.last("val/worst_group_accuracy"))
-    table.add_row("validation accuracy", accuracy, chance)
-    table.add_row("worst group of permutations", worst, chance)
+    for task in run.tasks:
+        of_task = f", {page.readable(task)}" if len(run.tasks) > 1 else ""
+        chance = page.percentage(pretraining.chance(run, task))
+        table.add_row(
+            f"validation accuracy{of_task}", page.percentage(run.last(f"val/{task}/accuracy")), chance
+        )
+        worst = page.percentage(run.last(f"val/{task}/worst_group_accuracy"))
+        table.add_row(f"worst group of classes{of_task}", worst, chance)
     if (overhead := run.last("time/policy_overhead")) is not None:
         table.add_row("time the policy adds", page.percentage(overhead), "")
     if "wall_seconds" in run.results:

@@ -86,6 +86,7 @@ def curves(
     percent: bool = False,
     log: bool = False,
     reference: tuple[str, float] | None = None,
+    bands: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]] | None = None,
     width: float = WIDTH,
 ) -> Figure:
     """Numbers over training steps, or over another count.
@@ -99,6 +100,7 @@ def curves(
       percent: the values are shares between 0 and 1, to be read as percentages from 0 up.
       log: the values are drawn on a logarithmic scale, which shows those above 0 only.
       reference: (label, value) of a dashed horizontal line, such as chance.
+      bands: some of the labels -> (steps [T], lower ends [T], upper ends [T]) around their lines.
       width: of the figure, in inches.
     """
     figure = Figure(figsize=(width, HEIGHT))
@@ -107,6 +109,8 @@ def curves(
         window = len(values) // 25
         noisy = window > 1
         marker = "o" if len(values) < 15 else None
+        if label in (bands or {}):
+            axes.fill_between(*bands[label], color=color, alpha=0.16, linewidth=0)
         axes.plot(
             steps,
             values,
@@ -226,6 +230,29 @@ def tiles(
         _draw_cuts(original, grid)
         order = textwrap.shorten(" ".join(map(str, permutation)), width=26, placeholder=" …")
         puzzle.set_title(f"class {label}: {order}", fontsize=8.5, pad=3)
+    return figure
+
+
+@_styled
+def parts(parts: np.ndarray, labels: np.ndarray) -> Figure:
+    """What the network saw of some examples, one a row, with the answer beside it.
+
+    Args:
+      parts: float [n, m, h, w, 3] in the order shown; each row's brightness is stretched for display.
+      labels: int, the class [n], or the order of the parts [n, m], whose numbers then stand above them.
+    """
+    parts, labels = np.asarray(parts), np.asarray(labels)
+    n, m, height, width = parts.shape[:4]
+    inch = WIDTH / max(m, 5)  # of a part
+    figure = Figure(figsize=(inch * m + 1.2, n * (inch * height / width + 0.3)))
+    for axes, row, label in zip(figure.subplots(n, 1, squeeze=False)[:, 0], parts, labels, strict=True):
+        axes.imshow(_mosaic(_stretch(row), m, gap=4), interpolation="nearest")
+        axes.set_axis_off()
+        if labels.ndim == 1:
+            axes.set_title(f"class {label}")
+        else:
+            for i, number in enumerate(label):
+                axes.text(i * (width + 4) + width / 2, -3, str(number), ha="center", va="bottom")
     return figure
 
 

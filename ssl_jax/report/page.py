@@ -10,7 +10,6 @@ gets a page of what is there.
 
 import base64
 import dataclasses
-import functools
 import html
 import io
 import json
@@ -42,8 +41,8 @@ class Run:
       workdir: the directory.
       config: nested config of the run.
       metrics: lines of metrics.jsonl, each with `step` and named numbers.
-      selection: lines of selection.jsonl, one an evaluation of the policy; each has `step` and, for
-        P permutations, `accuracy` [P], `probability` [P] and `group` [P]. Empty without a policy.
+      selection: lines of selection.jsonl, one a look of a player; each has `step`, `task` and, for its P
+        classes, `accuracy` [P], `probability` [P] and `group` [P]. Empty where no player looks.
       results: results.json; empty while the run has not finished.
     """
 
@@ -53,43 +52,20 @@ class Run:
     selection: list[dict[str, Any]]
     results: dict[str, Any]
 
-    @functools.cached_property
-    def steps(self) -> np.ndarray:
-        """Steps at which the policy was evaluated, [T]."""
-        return np.array([line["step"] for line in self.selection])
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks of a pre-training, as its config has them."""
+        return [name for name, part in self.config.items() if isinstance(part, Mapping) and "puzzle" in part]
 
-    @functools.cached_property
-    def accuracy(self) -> np.ndarray:
-        """Accuracy of each permutation on the selection slice, [T, P]."""
-        return np.array([line["accuracy"] for line in self.selection], float)
-
-    @functools.cached_property
-    def group(self) -> np.ndarray:
-        """Group of each permutation, int [T, P]; group 0 is the hardest."""
-        return np.array([line["group"] for line in self.selection], int)
-
-    @functools.cached_property
-    def group_probability(self) -> np.ndarray:
-        """Share of the samples that each group was drawn for, [T, K]."""
-        groups = int(self.group.max()) + 1
-        return np.stack(
-            [
-                np.bincount(line["group"], weights=line["probability"], minlength=groups)
-                for line in self.selection
-            ]
-        )
+    def choices(self, task: str) -> "Choices | None":
+        """What the player of a task saw and chose; None if it never looked."""
+        lines = [line for line in self.selection if line["task"] == task]
+        return Choices(lines) if lines else None
 
     @property
     def experiment(self) -> str:
         """Name of the experiment that made the run, such as `dueling_dqn`."""
         return self.config.get("experiment", "pretrain")
-
-    @property
-    def permutations(self) -> int | None:
-        """Size P of the permutation set, where the files tell."""
-        if "num" in self.part("permutations"):
-            return self.part("permutations")["num"]
-        return self.accuracy.shape[1] if self.selection else None
 
     def figure_path(self, name: str) -> Path:
         """Where the figure of that name is, or will be."""
@@ -122,6 +98,26 @@ class Run:
         return final if is_finite(final) else (values[-1] if values else None)
 
 
+class Choices:
+    """What a player saw and chose at T evaluations of P classes.
+
+    Attributes:
+      steps: int [T], of the evaluations.
+      accuracy: float [T, P], of each class on the selection slice.
+      group: int [T, P], of each class; group 0 is the hardest.
+      group_probability: float [T, K], share of the samples that each group was drawn for.
+    """
+
+    def __init__(self, lines: list[dict[str, Any]]):
+        self.steps = np.array([line["step"] for line in lines])
+        self.accuracy = np.array([line["accuracy"] for line in lines], float)
+        self.group = np.array([line["group"] for line in lines], int)
+        groups = int(self.group.max()) + 1
+        self.group_probability = np.stack(
+            [np.bincount(line["group"], weights=line["probability"], minlength=groups) for line in lines]
+        )
+
+
 def read(workdir: str | Path) -> Run:
     """Reads a work directory.
 
@@ -146,13 +142,15 @@ def read(workdir: str | Path) -> Run:
     for number, line in enumerate(run.metrics, 1):
         if not is_finite(line.get("step")):
             raise InputError(f"Line {number} of '{workdir / metrics.METRICS_FILE}' should have a 'step'.")
+    sizes = {}
     for number, line in enumerate(run.selection, 1):
         rows = [line.get(name) for name in ("accuracy", "probability", "group")]
         lengths = {len(row) if isinstance(row, list) else 0 for row in rows}
-        if lengths != {len(run.selection[0].get("group", ()))} or not is_finite(line.get("step")):
+        wanted = sizes.setdefault(line.get("task"), max(lengths))
+        if lengths != {wanted} or not wanted or "task" not in line or not is_finite(line.get("step")):
             raise InputError(
-                f"Line {number} of '{workdir / metrics.SELECTION_FILE}' should have a 'step' and "
-                "lists 'accuracy', 'probability' and 'group', each with one entry a permutation."
+                f"Line {number} of '{workdir / metrics.SELECTION_FILE}' should have a 'step', a 'task' and "
+                "lists 'accuracy', 'probability' and 'group', each with one entry a class."
             )
     return run
 

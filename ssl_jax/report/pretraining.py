@@ -1,4 +1,4 @@
-"""What the page and the terminal say about a run of pre-training on permutations."""
+"""What the page and the terminal say about a run of pre-training."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +18,14 @@ def probe_table(run: page.Run, by: str) -> dict[str, dict[str, float | None]]:
     encoders = run.part("probe").get("encoders", {})
     rows = dict.fromkeys(row for result in encoders.values() for row in result.get(by, {}))
     return {row: {name: result.get(by, {}).get(row) for name, result in encoders.items()} for row in rows}
+
+
+def chance(run: page.Run, task: str) -> float | None:
+    """Accuracy of guessing, where the files tell."""
+    if page.is_finite(share := run.part("final").get(f"val/{task}/chance")):
+        return share
+    choices = run.choices(task)
+    return 1 / choices.accuracy.shape[1] if choices else None
 
 
 # The sections of the page. Each takes a run and yields HTML; one that yields nothing is left out.
@@ -42,26 +50,37 @@ def summary(run: page.Run) -> Iterator[str]:
         yield f"<p>{verdict} This is one run: the spread between seeds is not in these numbers.</p>"
 
 
+_CHOSEN_BY = {
+    "uniform": "drawn uniformly",
+    "policy_gradient": "chosen by a policy that is learned beside the network",
+}
+
+
 def _what_this_run_was(run: page.Run) -> str:
     settings = dict(page.flatten(run.config))
-    data, player = settings.get("data.name"), settings.get("selection.name")
-    what = "Jigsaw pre-training" + (f" on {data}" if data else "")
-    what += f" with {run.permutations:,} permutations" if run.permutations else " with permutations"
-    chosen = {
-        None: "",
-        "uniform": ", drawn uniformly",
-        "policy_gradient": ", chosen by a policy that is learned beside the network",
-    }
-    return what + chosen.get(player, f", chosen by the player {player}") + "."
+    data = settings.get("data.name")
+    tasks = [_task(run, settings, name) for name in run.tasks]
+    return "Pre-training" + (f" on {data}" if data else "") + (": " if tasks else "") + "; ".join(tasks) + "."
+
+
+def _task(run: page.Run, settings: Mapping[str, str], name: str) -> str:
+    num, player = settings.get(f"{name}.permutations.num"), settings.get(f"{name}.selection.name")
+    what = f"{page.readable(name)} task"
+    what += f" with {num} permutations" if num else ""
+    return what + (f", {_CHOSEN_BY.get(player, f'chosen by the player {player}')}" if player else "")
 
 
 def _number_tiles(run: page.Run) -> Iterator[str]:
     tile = page.number_tile
-    if page.is_finite(accuracy := run.last("val/accuracy")):
-        chance = f"chance {page.percentage(1 / run.permutations)}" if run.permutations else ""
-        yield tile("Pretext accuracy", page.percentage(accuracy), chance)
-    if page.is_finite(worst := run.last("val/worst_group_accuracy")):
-        yield tile("Worst group", page.percentage(worst), "pretext accuracy of the hardest group")
+    for task in run.tasks:
+        of_task = f", {page.readable(task)}" if len(run.tasks) > 1 else ""
+        if page.is_finite(accuracy := run.last(f"val/{task}/accuracy")):
+            note = f"chance {page.percentage(share)}" if (share := chance(run, task)) else ""
+            yield tile(f"Pretext accuracy{of_task}", page.percentage(accuracy), note)
+        if page.is_finite(worst := run.last(f"val/{task}/worst_group_accuracy")):
+            yield tile(
+                f"Worst group{of_task}", page.percentage(worst), "pretext accuracy of the hardest group"
+            )
     means = probe_means(run)
     if "trained" in means:
         others = [f"{page.escape(name)} {page.score(f1)}" for name, f1 in means.items() if name != "trained"]
@@ -69,23 +88,28 @@ def _number_tiles(run: page.Run) -> Iterator[str]:
     if page.is_finite(overhead := run.last("time/policy_overhead")):
         yield tile("Policy overhead", page.percentage(overhead), "extra time over the uniform player")
     if "wall_seconds" in run.results:
-        rate = run.last("time/images_per_second")
-        note = f"{rate:,.0f} images/s" if page.is_finite(rate) else ""
+        rate = run.last("time/examples_per_second")
+        note = f"{rate:,.0f} examples/s" if page.is_finite(rate) else ""
         yield tile("Wall time", page.duration(run.results["wall_seconds"]), note)
 
 
 def _curves(run: page.Run) -> Iterator[str]:
-    chance = ("chance", 1 / run.permutations) if run.permutations else None
-    names = {
-        "train/accuracy": "training",
-        "val/accuracy": "validation",
-        "val/worst_group_accuracy": "worst group",
-    }
-    panels = [
-        page.panel(run, "loss", {"train/loss": "loss"}, "cross-entropy, nats"),
-        page.panel(run, "accuracy", names, "pretext accuracy", percent=True, reference=chance),
+    panels = [page.panel(run, "loss", {"train/loss": "loss"}, "cross-entropy, nats")]
+    for task in run.tasks:
+        names = {
+            f"train/{task}/accuracy": "training",
+            f"val/{task}/accuracy": "validation",
+            f"val/{task}/worst_group_accuracy": "worst group",
+        }
+        share = chance(run, task)
+        reference = ("chance", share) if share else None
+        label = f"pretext accuracy, {page.readable(task)}"
+        panels.append(page.panel(run, f"accuracy_{task}", names, label, percent=True, reference=reference))
+    panels += [
         page.panel(run, "learning_rate", {"train/learning_rate": "learning rate"}, "learning rate"),
-        page.panel(run, "throughput", {"time/images_per_second": "images per second"}, "images per second"),
+        page.panel(
+            run, "throughput", {"time/examples_per_second": "examples per second"}, "examples per second"
+        ),
     ]
     wait = run.last("time/data_wait_share")
     waited = (
@@ -95,9 +119,10 @@ def _curves(run: page.Run) -> Iterator[str]:
     )
     if any(panels):
         yield (
-            "<p>Cross-entropy and accuracy of naming which permutation shuffled an image. Accuracy "
-            "is measured on training batches and, over all permutations, on validation images; the "
-            "worst group holds the permutations that are hardest at the time. Pale lines are "
+            "<p>Cross-entropy, summed over the tasks with their weights, and accuracy of naming the class, "
+            "such as which permutation shuffled an image. Accuracy is measured on training batches and, "
+            "over all classes, on validation images; the worst group holds the classes that are hardest at "
+            "the time. Pale lines are "
             f"logged values, strong ones their moving averages.{waited}</p>"
             f"<div class=pair>{''.join(panels)}</div>"
         )
@@ -105,84 +130,104 @@ def _curves(run: page.Run) -> Iterator[str]:
         yield "<p class=missing>No metrics have been logged yet.</p>"
 
 
+_PUZZLES = {
+    "spatial": "Images beside the puzzles cut from them, as they reached the network: after the jitter, "
+    "colour changes and normalisation that the configuration asks for, with brightness stretched for "
+    "display. The number on a tile is the place it came from; naming the class means naming this order "
+    "of numbers.",
+    "temporal": "Clips as they reached the network, after crop, jitter and normalisation, with brightness "
+    "stretched for display. The number above a frame is the place in time it came from.",
+}
+
+
 def _puzzles(run: page.Run) -> Iterator[str]:
-    yield page.drawn_by_run(
-        run,
-        "tiles.png",
-        "Puzzles beside the images they were cut from.",
-        "Images beside the puzzles cut from them, as they reached the network: after the jitter, "
-        "colour changes and normalisation that the configuration asks for, with brightness "
-        "stretched for display. The number on a tile is the place it came from; naming the class "
-        "means naming this order of numbers.",
-        wide=True,
-    )
+    for task in run.tasks:
+        alt = f"What the network saw in the {page.readable(task)} task."
+        text = _PUZZLES.get(task, "Examples as they reached the network.")
+        yield page.drawn_by_run(run, f"{task}.png", alt, text, wide=True)
 
 
 def _policy(run: page.Run) -> Iterator[str]:
-    if not run.selection:
+    choices = {task: run.choices(task) for task in run.tasks}
+    if not any(choices.values()):
         yield (
             "<p class=missing>No evaluation of a policy is recorded: this player never looks at the "
             "network, or the first evaluation is still to come.</p>"
         )
         return
-    groups = run.group_probability.shape[1]
     yield (
-        f"<p>At each evaluation the permutations are sorted into {groups} groups of similar "
-        "difficulty, and the policy decides how often the coming samples use each group. First the "
-        "share of the samples that each group got: orange is more than a uniform draw would give "
-        "it, purple is less. Then the accuracy of each permutation on the selection images, from "
-        "which the policy judges. A group is a rank of difficulty, so its members change over "
-        "time.</p>"
+        "<p>At each evaluation the classes of a task are sorted into groups of similar difficulty. First the "
+        "share of the coming samples that each group got: orange is more than a uniform draw would give "
+        "it, purple is less. Then the accuracy of each class on the selection images, from which the "
+        "policy judges. A group is a rank of difficulty, so its members change over time.</p>"
     )
-    entropy = ("uniform", math.log(run.accuracy.shape[1]))
+    for task, seen in choices.items():
+        if seen:
+            yield _choices(run, task, seen)
+
+
+def _choices(run: page.Run, task: str, seen: page.Choices) -> str:
+    """What the player of one task chose."""
+    entropy = ("uniform", math.log(seen.accuracy.shape[1]))
+    reward = {f"selection/{task}/reward": "reward", f"selection/{task}/baseline": "baseline"}
     panels = [
         page.figure(
-            run.figure_path("policy"),
-            figures.probability_heat_map(run.steps, run.group_probability),
-            "Heat map of the share of samples for each group of permutations over training steps.",
+            run.figure_path(f"policy_{task}"),
+            figures.probability_heat_map(seen.steps, seen.group_probability),
+            "Heat map of the share of samples for each group of classes over training steps.",
         ),
         page.figure(
-            run.figure_path("permutations_over_time"),
-            figures.permutation_heat_map(run.steps, run.accuracy),
-            "Heat map of the accuracy of each permutation over training steps.",
+            run.figure_path(f"classes_over_time_{task}"),
+            figures.permutation_heat_map(seen.steps, seen.accuracy),
+            "Heat map of the accuracy of each class over training steps.",
         ),
+        page.panel(run, f"reward_{task}", reward, "reward, in error rate", reference=("zero", 0.0)),
         page.panel(
             run,
-            "reward",
-            {"selection/reward": "reward", "selection/baseline": "baseline"},
-            "reward, in error rate",
-            reference=("zero", 0.0),
-        ),
-        page.panel(
-            run, "entropy", {"selection/entropy": "entropy"}, "policy entropy, nats", reference=entropy
+            f"entropy_{task}",
+            {f"selection/{task}/entropy": "entropy"},
+            "policy entropy, nats",
+            reference=entropy,
         ),
     ]
-    yield f"<div class=pair>{''.join(panels)}</div>"
-    if panels[2]:
-        yield (
-            "<p>The reward is how far the selection error fell below the line through its last two "
-            "values; the policy gradient learns from reward minus baseline. Entropy at the dashed line "
-            "means no preference between groups.</p>"
-        )
+    heading = f"<h3>{page.escape(page.readable(task))}</h3>" if len(run.tasks) > 1 else ""
+    baseline = page.is_finite(run.last(f"selection/{task}/baseline"))
+    learned = " the policy gradient learns from reward minus baseline." if baseline else ""
+    explained = (
+        "<p>The reward is how far the selection error fell below the line through its last two "
+        f"values;{learned or ' the player learns from it.'} Entropy at the dashed line means no preference "
+        "between classes.</p>"
+        if panels[2]
+        else ""
+    )
+    return f"{heading}<div class=pair>{''.join(panels)}</div>{explained}"
 
 
-def _permutations(run: page.Run) -> Iterator[str]:
-    accuracy = run.part("validation").get("permutation_accuracy")
+def _all_classes(run: page.Run) -> Iterator[str]:
+    for task in run.tasks:
+        yield from _classes(run, task)
+
+
+def _classes(run: page.Run, task: str) -> Iterator[str]:
+    """Accuracy of each class of one task."""
+    seen = run.choices(task)
+    accuracy = run.part("validation").get(task, {}).get("class_accuracy")
     images = "validation images after training"
-    if accuracy is None and run.selection:
-        accuracy, images = run.accuracy[-1], f"the selection images at step {run.steps[-1]:,}"
-    facts = run.part("permutations")
-    if facts:
+    if accuracy is None and seen:
+        accuracy, images = seen.accuracy[-1], f"the selection images at step {seen.steps[-1]:,}"
+    if len(run.tasks) > 1:
+        yield f"<h3>{page.escape(page.readable(task))}</h3>"
+    if facts := run.part("permutations").get(task):
         yield f"<p>{page.escape(_permutation_set(facts))}</p>"
     if accuracy is None:
-        yield "<p class=missing>The accuracy of single permutations was not measured yet.</p>"
+        yield "<p class=missing>The accuracy of single classes was not measured yet.</p>"
         return
-    group = run.group[-1] if run.selection and run.group.shape[1] == len(accuracy) else None
-    colour = " Colour is the group in the policy's last evaluation." if group is not None else ""
-    yield f"<p>How often each permutation was named correctly on {images}, sorted.{colour}</p>"
+    group = seen.group[-1] if seen and seen.group.shape[1] == len(accuracy) else None
+    colour = " Colour is the group in the player's last look." if group is not None else ""
+    yield f"<p>How often each class was named correctly on {images}, sorted.{colour}</p>"
     figure = figures.permutation_accuracy(accuracy, group=group)
-    alt = "Sorted bars: the accuracy of each permutation, with mean and chance level."
-    yield page.figure(run.figure_path("permutation_accuracy"), figure, alt, wide=True)
+    alt = "Sorted bars: the accuracy of each class, with mean and chance level."
+    yield page.figure(run.figure_path(f"class_accuracy_{task}"), figure, alt, wide=True)
 
 
 def _permutation_set(facts: Mapping[str, Any]) -> str:
@@ -279,7 +324,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[page.Run], Iterator[str]]], ...] = (
     ("curves", "Training", _curves),
     ("puzzles", "The puzzles", _puzzles),
     ("policy", "What the policy chose", _policy),
-    ("permutations", "Accuracy of each permutation", _permutations),
+    ("classes", "Accuracy of each class", _all_classes),
     ("filters", "First-layer filters", _filters),
     ("probe", "What the features know", _probe),
     ("data", "Data skipped", _skipped),

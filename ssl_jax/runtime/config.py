@@ -286,14 +286,7 @@ def _call_get_config(path_and_arg: str) -> ConfigDict:
     file, *args = path_and_arg.split(":", 1)
     if not os.path.isfile(file):
         raise _missing_config_file(file)
-    spec = importlib.util.spec_from_file_location("ssl_jax_config", file)
-    if spec is None:
-        raise InputError(f"config file {file} is no Python file; its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise InputError(f"config file {file} is no Python, line {error.lineno}: {error.msg}") from None
+    module = _import_config(file)
     if not callable(getattr(module, "get_config", None)):
         raise InputError(f"config file {file} has no function get_config(arg)")
     try:
@@ -304,6 +297,23 @@ def _call_get_config(path_and_arg: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise InputError(f"get_config in {file} must return a ConfigDict, not {config!r}")
     return config
+
+
+def _import_config(file: str) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location("ssl_jax_config", file)
+    if spec is None:
+        raise InputError(f"config file {file} is no Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise InputError(f"config file {file} is no Python, line {error.lineno}: {error.msg}") from None
+    return module
+
+
+def sibling(file: str, name: str) -> types.ModuleType:
+    """The module of the config file `name` beside the config file `file`, to build one config on another."""
+    return _import_config(str(Path(file).parent / name))
 
 
 def list_configs(directory: str | Path = "configs") -> list[str]:

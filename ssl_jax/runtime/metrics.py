@@ -76,17 +76,18 @@ class Metrics:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
 
-    def write_rows(self, step: int, rows: Mapping[str, Iterable[float]]) -> None:
-        """Appends one line {"step": step, name: [value of each permutation], ...}.
+    def write_rows(self, step: int, task: str, rows: Mapping[str, Iterable[float]]) -> None:
+        """Appends one line {"step": step, "task": task, name: [value of each class], ...}.
 
         Args:
           step: the number of training steps made so far.
-          rows: for each name an array or list [num_permutations] of floats or ints.
+          task: whose classes they are.
+          rows: for each name an array or list [num_classes] of floats or ints.
 
         Raises:
           InputError: the disk is full.
         """
-        self._append(SELECTION_FILE, {"step": int(step), **rows})
+        self._append(SELECTION_FILE, {"step": int(step), "task": task, **rows})
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         if name not in self._files:

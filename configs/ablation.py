@@ -1,0 +1,43 @@
+"""The ablation: tasks in space, in time and both x the players who choose the permutations x seeds.
+
+python -m launch.sweep --config=configs/ablation.py --workdir=results/ablation --parallel=2
+python -m launch.sweep --config=configs/ablation.py:seeds=3
+python -m launch.sweep --config=configs/ablation.py --config.axes.policy="('uniform','policy_gradient')"
+python -m launch.sweep --config=configs/ablation.py:smoke --dry_run      # only prints the commands
+
+Every run makes the same number of steps with the same batches: a sweep whose runs do not train alike is
+refused. `overrides` are for all runs. A value of an axis may bring its own, after blanks, of keys that all
+of its runs have: with --config.axes.tasks="('spatial',)" the value
+"policy_gradient spatial.selection.period=16" is one more player. Not yet run whole.
+"""
+
+from ml_collections import ConfigDict
+
+from ssl_jax.runtime.config import parse_arg
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    preset, options = parse_arg(arg, presets=("smoke", "paper"), seeds=5)
+    players = (
+        "uniform",
+        "round_robin",
+        "curriculum",
+        "loss_prioritized",
+        "exp3",
+        "policy_gradient",
+        "q_learning",
+    )
+    return ConfigDict(
+        {
+            "base": "configs/spatiotemporal_rl.py",
+            "preset": preset,
+            "axes": {
+                "tasks": ("spatial", "temporal", "both"),
+                "policy": ("uniform", "policy_gradient") if preset == "smoke" else players,
+            },
+            "compare": "policy",
+            "baseline": "uniform",
+            "seeds": tuple(range(options.seeds)),
+            "overrides": (),
+        }
+    )

@@ -1,0 +1,86 @@
+"""What a pre-training run has learned: linear probes, retrieval, fine-tuning and the state probe.
+
+python -m ssl_jax.main --config=configs/evaluate.py --config.checkpoint=runs/jigsaw_rl
+python -m ssl_jax.main --config=configs/evaluate.py --config.checkpoint=runs/jigsaw_rl --config.which=last
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from ssl_jax.runtime.config import parse_arg
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    preset, _ = parse_arg(arg, presets=("smoke",))
+    config = ConfigDict(default())
+    config.update({"default": {}, "smoke": smoke()}[preset])
+    return config
+
+
+def default():
+    return {
+        "experiment": "evaluate",
+        "seed": 0,
+        "checkpoint": placeholder(str),  # work directory of a pre-training run
+        "which": "best",  # or last, or random: the encoder as it is initialised
+        "baseline": True,  # the encoder as it is initialised is judged beside
+        "data": {
+            "name": placeholder(str),  # by default what the run was trained on
+            "data_dir": placeholder(str),
+            "label": placeholder(str),
+            "batch_size": 48,
+            "train_examples": 6000,
+            "validation_examples": 1000,
+            "test_examples": 2000,
+        },
+        "linear_probe": {
+            "enabled": True,
+            "layers": (),  # all
+            "values": 9000,
+            "solver": "lbfgs",
+            "weight_decays": (1e-3, 1e-2, 1e-1),
+            "iterations": 50,
+            "tolerance": 1e-4,
+            "epochs": 20,
+            "batch_size": 256,
+            "seed": 0,
+        },
+        "retrieval": {
+            "enabled": True,
+            "layer": placeholder(str),  # the last
+            "pool": (2, 2),
+            "queries": "test",
+            "keys": "train",
+            "top": (1, 5, 10, 20, 50),
+            "clip_frames": 8,
+            "state_bins": 8,
+            "min_entropy": 0.6,
+        },
+        "finetune": {
+            "enabled": True,
+            "pool": (2, 2),
+            "steps": 200,
+            "batch_size": 32,
+            "learning_rate": 1e-3,
+            "weight_decay": 1e-4,
+            "from_layer": placeholder(str),  # all are trained
+            "layer_decay": 0.7,
+            "validate_every": 50,
+            "patience": 4,
+        },
+        "state_probe": {
+            "enabled": True,
+            "layer": placeholder(str),  # the last
+            "pool": (2, 2),
+            "min_entropy": 0.6,
+            "weight_decays": (1e-3, 1e-2, 1e-1),
+        },
+    }
+
+
+def smoke():
+    return {
+        "data": {"batch_size": 8, "train_examples": 96, "validation_examples": 32, "test_examples": 64},
+        "linear_probe": {"values": 300, "solver": "sgd", "weight_decays": (1e-2, 1e-1), "epochs": 2},
+        "finetune": {"steps": 4, "batch_size": 8, "validate_every": 2},
+    }

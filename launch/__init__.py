@@ -1,0 +1,1 @@
+"""Programs that start other programs: sweeps."""

@@ -1,0 +1,52 @@
+"""Reads a split once and keeps what frozen encoders make of it; the pictures themselves are not kept."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+
+from ssl_jax.runtime.errors import InputError
+
+Batches = Iterable[Mapping[str, np.ndarray]]
+FeatureFunction = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The N examples of a split that could be read, in its order.
+
+    Attributes:
+      features: encoder -> float32 [N, D].
+      fields: name -> [N, ...]: the fields that the batches have besides the picture, among them "index",
+        int [N], the place in the split.
+    """
+
+    features: dict[str, np.ndarray]
+    fields: dict[str, np.ndarray]
+
+    def where(self, rows: np.ndarray) -> "Rows":
+        """The examples at which the mask [N] is true, or those at the positions int [K]."""
+        pick = lambda arrays: {name: values[rows] for name, values in arrays.items()}
+        return Rows(pick(self.features), pick(self.fields))
+
+
+def collect(batches: Batches, encoders: Mapping[str, FeatureFunction]) -> Rows:
+    """Reads a split once.
+
+    Args:
+      batches: {"image": uint8 [B, H, W, 3], "mask": bool [B], field: [B, ...]}; rows without mask are
+        padding, and are left out.
+      encoders: name -> function of images to features float32 [B, D].
+
+    Raises:
+      InputError: there is not one example.
+    """
+    parts = []
+    for batch in batches:
+        features = {name: np.asarray(encode(batch["image"])) for name, encode in encoders.items()}
+        fields = {name: values for name, values in batch.items() if name not in ("image", "mask")}
+        parts.append(Rows(features, fields).where(batch["mask"]))
+    if not sum(len(part.fields["index"]) for part in parts):
+        raise InputError("there is no example to evaluate on; give the split a larger part of the data set.")
+    join = lambda get: {name: np.concatenate([get(part)[name] for part in parts]) for name in get(parts[0])}
+    return Rows(join(lambda part: part.features), join(lambda part: part.fields))

@@ -1,0 +1,656 @@
+"""Judges what a pre-training run has learned: linear probes, retrieval, fine-tuning, and the state probe.
+
+The encoder of a checkpoint is compared with the same network as it is initialised. Every example of a split
+is read once and counts once, on one device or several.
+"""
+
+import dataclasses
+import functools
+import json
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import logging
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ssl_jax.data import pipeline, sources
+from ssl_jax.evaluation import finetune, linear_probe, retrieval, state_probe
+from ssl_jax.evaluation.features import Batches, FeatureFunction, Rows, collect
+from ssl_jax.experiments import pretrain
+from ssl_jax.pretext import jigsaw
+from ssl_jax.report import page
+from ssl_jax.runtime import config as config_lib
+from ssl_jax.runtime import mesh as mesh_lib
+from ssl_jax.runtime import metrics as metrics_lib
+from ssl_jax.runtime.checkpoints import restore_raw
+from ssl_jax.runtime.errors import InputError
+
+RESULTS_FILE = "results.json"
+SAMPLES, NEIGHBOURS = 8, 6  # queries and their neighbours in a picture
+Scores = Iterable[tuple[str, Mapping[str, float]]]  # (encoder, {name: value})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """Section `data`: what the encoders are judged on.
+
+    Attributes:
+      name: of the data set; None: that of the pre-training run.
+      data_dir: where data sets are; None: where the run looked.
+      label: field with the classes; None: "game" where there is one, else "label".
+      batch_size: pictures per call of an encoder, over all devices.
+      train_examples, validation_examples, test_examples: how many are read, spread evenly over the split;
+        None: all. Fine-tuning learns from the whole of train.
+    """
+
+    name: str | None = None
+    data_dir: str | None = None
+    label: str | None = None
+    batch_size: int = 48
+    train_examples: int | None = None
+    validation_examples: int | None = None
+    test_examples: int | None = None
+
+    def __post_init__(self):
+        for name in ("batch_size", "train_examples", "validation_examples", "test_examples"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"config.data.{name} must be at least 1, not {getattr(self, name)}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearProbe(linear_probe.Protocol):
+    """Section `linear_probe`: a classifier on each layer.
+
+    Attributes:
+      enabled: whether it is made.
+      layers: of the encoder; none: all.
+      values: a layer's map is averaged over the cells of the largest grid that leaves at most so many.
+    """
+
+    enabled: bool = True
+    layers: tuple[str, ...] = ()
+    values: int = 9000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Retrieval(retrieval.Protocol):
+    """Section `retrieval`: nearest neighbours.
+
+    Attributes:
+      enabled: whether they are looked for.
+      layer: of the encoder; None: the last.
+      pool: rows and columns of the grid over whose cells the layer's map is averaged.
+      queries, keys: splits; where they are the same, what is of the query's own episode, or without episodes
+        the query itself, is left out.
+    """
+
+    enabled: bool = True
+    layer: str | None = None
+    pool: tuple[int, int] = (2, 2)
+    queries: Literal["train", "validation", "test"] = "test"
+    keys: Literal["train", "validation", "test"] = "train"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finetune(finetune.Protocol):
+    """Section `finetune`: classification by an encoder that goes on learning.
+
+    Attributes:
+      enabled: whether it is done.
+      pool: rows and columns of the grid over whose cells the last map is averaged.
+    """
+
+    enabled: bool = True
+    pool: tuple[int, int] = (2, 2)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StateProbe(state_probe.Protocol):
+    """Section `state_probe`: what is known of a game's state, where frames have RAM labels.
+
+    Attributes:
+      enabled: whether it is made.
+      layer: of the encoder; None: the last.
+      pool: rows and columns of the grid over whose cells the layer's map is averaged. Keep the features fewer
+        than the frames of a game in train: with more, any features do, random ones too.
+    """
+
+    enabled: bool = True
+    layer: str | None = None
+    pool: tuple[int, int] = (2, 2)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What is judged, and how; built and checked from a config.
+
+    Attributes:
+      checkpoint: work directory of the pre-training run.
+      which: its checkpoint with the highest validation accuracy, the newest, or none: the encoder as it is
+        initialised.
+      baseline: whether the encoder as it is initialised is judged beside.
+      seed: of the initialisation, and of the order in which examples are learned from.
+      data: what the encoders are judged on.
+      linear_probe, retrieval, finetune, state_probe: the evaluations.
+      run: the pre-training run.
+      run_config: its config.
+    """
+
+    checkpoint: Path
+    which: Literal["best", "last", "random"]
+    baseline: bool
+    seed: int
+    data: Data
+    linear_probe: LinearProbe
+    retrieval: Retrieval
+    finetune: Finetune
+    state_probe: StateProbe
+    run: pretrain.Setup
+    run_config: ml_collections.ConfigDict
+
+
+def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
+    """Reads and checks every section of a config, and the config of the run that it names.
+
+    Raises:
+      InputError: a key that nobody reads, a wrong type, no such run, or a layer that its encoder lacks.
+    """
+
+    def make(
+        *, experiment: str, seed: int, checkpoint: str | None, which: Literal["best", "last", "random"],
+        baseline: bool, data: Mapping, linear_probe: Mapping, retrieval: Mapping, finetune: Mapping,
+        state_probe: Mapping,
+    ) -> dict:  # fmt: skip
+        return locals()
+
+    values = make(**config_lib.unpack(config, make, path=""))
+    builders = {
+        "data": Data,
+        "linear_probe": LinearProbe,
+        "retrieval": Retrieval,
+        "finetune": Finetune,
+        "state_probe": StateProbe,
+    }
+    sections = {
+        name: builder(**config_lib.unpack(values[name], builder, path=name))
+        for name, builder in builders.items()
+    }
+    if values["checkpoint"] is None:
+        raise InputError("give the work directory of a pre-training run by --config.checkpoint=DIR.")
+    directory = Path(values["checkpoint"])
+    run_config, run = read_run(directory, sections["data"])
+    layers = run.network.encoder.layers
+    asked = {
+        "config.linear_probe.layers": sections["linear_probe"].layers,
+        "config.retrieval.layer": (sections["retrieval"].layer,),
+        "config.state_probe.layer": (sections["state_probe"].layer,),
+        "config.finetune.from_layer": (sections["finetune"].from_layer,),
+    }
+    for key, names in asked.items():
+        for name in names:
+            if name is not None:
+                config_lib.check_known(key, name, layers)
+    return Setup(
+        checkpoint=directory,
+        which=values["which"],
+        baseline=values["baseline"],
+        seed=values["seed"],
+        **sections,
+        run=run,
+        run_config=run_config,
+    )
+
+
+def read_run(directory: Path, data: Data) -> tuple[ml_collections.ConfigDict, pretrain.Setup]:
+    """The config of a pre-training run and what it builds, with other data where those are given.
+
+    Raises:
+      InputError: there is no such run, or its config is of another experiment or cannot be used.
+    """
+    path = directory / config_lib.CONFIG_FILE
+    if not path.is_file():
+        raise InputError(
+            f"config.checkpoint={str(directory)!r} is not the work directory of a run: it has no {path.name}."
+        )
+    config = config_lib.read(path)
+    if config.get("experiment") != "pretrain":
+        raise InputError(
+            f"{directory} is a run of {config.get('experiment')!r}; only those of 'pretrain' have an encoder "
+            "to evaluate."
+        )
+    given = {name: getattr(data, name) for name in ("name", "data_dir") if getattr(data, name) is not None}
+    try:
+        with config.unlocked():
+            config.data.update(given)
+        return config, pretrain.setup_from_config(config)
+    except InputError as error:
+        raise InputError(f"the config of the run in {directory} cannot be used: {error}") from None
+
+
+# --- The encoders
+
+
+def choose_step(setup: Setup) -> int | None:
+    """The step of the checkpoint that the config asks for; None for an encoder as it is initialised.
+
+    Raises:
+      InputError: there is no checkpoint.
+    """
+    if setup.which == "random":
+        return None
+    directory = setup.checkpoint / "checkpoints"
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    steps = [int(name) for name in names if name.isdigit()]
+    if not steps:
+        raise InputError(f"there is no checkpoint in {directory}; let the run make one, or give another run.")
+    if setup.which == "last":
+        return max(steps)
+    lines = metrics_lib.read(setup.checkpoint / metrics_lib.METRICS_FILE)
+    accuracy = {line["step"]: line["val/accuracy"] for line in lines if "val/accuracy" in line}
+    return max(steps, key=lambda step: (accuracy.get(step, -1.0), step))
+
+
+def restore_encoder(setup: Setup, step: int) -> dict[str, Any]:
+    """Variables of the encoder, {"params": tree, "batch_stats": tree}, from a checkpoint.
+
+    Raises:
+      InputError: the checkpoint is broken, or its encoder is not the one of the run's config.
+    """
+    state = restore_raw(setup.checkpoint / "checkpoints", step)
+    saved = {name: state.get(name, {}).get("encoder", {}) for name in ("params", "batch_stats")}
+    template = jax.eval_shape(functools.partial(initial_encoder, setup))
+    shapes = [
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (saved, template)
+    ]
+    for name in sorted(shapes[0].keys() | shapes[1].keys()):
+        there, here = (shape.get(name, "absent") for shape in shapes)
+        if there != here:
+            raise InputError(
+                f"checkpoint {step} in {setup.checkpoint} is of another encoder than its config.json: "
+                f"{name} is {there} in the checkpoint and {here} by the config; give the directory of an "
+                "unchanged run."
+            )
+    return saved
+
+
+def initial_encoder(setup: Setup) -> dict[str, Any]:
+    """Variables of the encoder, {"params": tree, "batch_stats": tree}, as it is initialised."""
+    images = jnp.zeros((1, *setup.run.data.image_size, 3))
+    variables = setup.run.network.encoder.init(jax.random.PRNGKey(setup.seed), images, train=False)
+    return {name: dict(variables.get(name, {})) for name in ("params", "batch_stats")}
+
+
+def load_encoders(setup: Setup, step: int | None) -> dict[str, dict[str, Any]]:
+    """The encoders to be judged, the one that was asked for first: "trained" and, or, "random"."""
+    encoders = {}
+    if step is not None:
+        encoders["trained"] = restore_encoder(setup, step)
+    if step is None or setup.baseline:
+        encoders["random"] = jax.jit(functools.partial(initial_encoder, setup))()
+    return encoders
+
+
+def network_variables(encoder: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables of the encoder as the network of the run has them, without its heads."""
+    return {name: {"encoder": tree} for name, tree in encoder.items()}
+
+
+def probe_grid(setup: Setup, layer: str) -> tuple[int, int]:
+    """The grid that leaves about `linear_probe.values` values of the map of a whole picture at a layer."""
+    encoder, part = setup.run.network.encoder, setup.run.tasks[0].puzzle.part_size
+
+    def shape(images):
+        parts = jigsaw.cover(images, part)
+        variables = initial_encoder(setup)
+        maps = encoder.apply(variables, parts.reshape(-1, *parts.shape[3:]), train=False, layer=layer)
+        return jigsaw.join(maps.reshape(*parts.shape[:3], *maps.shape[1:]))
+
+    maps = jax.eval_shape(shape, jax.ShapeDtypeStruct((1, *setup.run.data.image_size, 3), jnp.float32))
+    return linear_probe.grid_of(*maps.shape[1:], setup.linear_probe.values)
+
+
+# --- The evaluations
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """Where the evaluations read and compute.
+
+    Attributes:
+      data: the data set.
+      label: its field with the classes.
+      encoders: name -> variables, see `load_encoders`; on every device.
+      mesh: devices that share every batch.
+      workdir: where pictures go.
+      skipped: examples that could not be used.
+    """
+
+    data: sources.Sources
+    label: str
+    encoders: dict[str, dict[str, Any]]
+    mesh: jax.sharding.Mesh
+    workdir: Path
+    skipped: pipeline.Skipped
+
+    def has(self, *fields: str) -> bool:
+        """Whether the data set has all of these fields."""
+        return all(field in self.data.builder.info.features for field in fields)
+
+
+def open_surroundings(setup: Setup, encoders: Mapping[str, dict[str, Any]], workdir: Path) -> Surroundings:
+    """Opens the data set and places the encoders on the devices.
+
+    Raises:
+      InputError: several processes, a batch that cannot be divided, no such data set, or no labels in it.
+    """
+    if jax.process_count() > 1:
+        raise InputError(
+            "evaluation runs in one process, on all of its devices; start it without the others."
+        )
+    mesh = mesh_lib.make()
+    if setup.data.batch_size % mesh.size or setup.finetune.batch_size % mesh.size:
+        raise InputError(
+            f"config.data.batch_size={setup.data.batch_size} and config.finetune.batch_size="
+            f"{setup.finetune.batch_size} must be multiples of the {mesh.size} devices."
+        )
+    data = pretrain.open_data(setup.run)
+    fields = dict(data.builder.info.features)
+    label = setup.data.label or ("game" if "game" in fields else "label")
+    if not hasattr(fields.get(label), "num_classes"):
+        labels = [name for name, feature in fields.items() if hasattr(feature, "num_classes")]
+        raise InputError(
+            f"{data.name} has no class label {label!r} (config.data.label); it has: "
+            f"{', '.join(labels) or 'none'}."
+        )
+    return Surroundings(
+        data=data,
+        label=label,
+        encoders={name: mesh_lib.replicate(variables, mesh) for name, variables in encoders.items()},
+        mesh=mesh,
+        workdir=workdir,
+        skipped=pipeline.Skipped(setup.run.data.max_bad_share),
+    )
+
+
+def open_split(setup: Setup, around: Surroundings, split: str, fields: tuple[str, ...]) -> Batches:
+    """Batches of a split; every example once, padding under `mask`."""
+    return pipeline.evaluation_batches(
+        around.data.open(split, fields),
+        batch_size=setup.data.batch_size,
+        image_size=setup.run.data.image_size,
+        min_size=setup.run.data.min_size,
+        limit=getattr(setup.data, f"{split}_examples"),
+        skipped=around.skipped,
+    )
+
+
+def feature_functions(
+    setup: Setup, around: Surroundings, layer: str | None, grid: tuple[int, int]
+) -> dict[str, FeatureFunction]:
+    """For each encoder a function of pictures on the host, uint8 [B, H, W, 3], to features float32 [B, D]."""
+
+    @jax.jit
+    def encode(variables, images):
+        return pretrain.feature_function(setup.run, network_variables(variables), layer, grid)(images)
+
+    def make(variables):
+        return lambda images: np.asarray(
+            encode(variables, mesh_lib.shard_batch({"image": images}, around.mesh)["image"])
+        )
+
+    return {name: make(variables) for name, variables in around.encoders.items()}
+
+
+def probe_layers(setup: Setup, around: Surroundings) -> Scores:
+    """Linear classifiers: linear_probe/LAYER/accuracy, balanced_accuracy, macro_f1 and weight_decay."""
+    for layer in setup.linear_probe.layers or setup.run.network.encoder.layers:
+        encoders = feature_functions(setup, around, layer, probe_grid(setup, layer))
+        splits = {
+            split: open_split(setup, around, split, (around.label,))
+            for split in ("train", "validation", "test")
+        }
+        found = linear_probe.evaluate(encoders, splits, around.label, setup.linear_probe)
+        for encoder, scores in found:
+            yield encoder, {f"linear_probe/{layer}/{name}": value for name, value in scores.items()}
+
+
+def retrieve(setup: Setup, around: Surroundings) -> Scores:
+    """Nearest neighbours, see `retrieval.evaluate`; draws some, too."""
+    protocol = setup.retrieval
+    encoders = feature_functions(setup, around, protocol.layer, protocol.pool)
+    fields = (around.label, *(name for name in ("episode", "ram", "game") if around.has(name)))
+    read = lambda split: collect(open_split(setup, around, split, tuple(dict.fromkeys(fields))), encoders)
+    queries = read(protocol.queries)
+    keys = queries if protocol.keys == protocol.queries else read(protocol.keys)
+    for encoder in encoders:
+        draw_neighbours(setup, around, queries, keys, encoder)
+    games = around.data.class_names("game") if around.has("ram", "game", "episode") else ()
+    return retrieval.evaluate(queries, keys, protocol, label=around.label, games=games)
+
+
+def draw_neighbours(setup: Setup, around: Surroundings, queries: Rows, keys: Rows, encoder: str) -> None:
+    """Writes figures/neighbours_ENCODER.png: a query at the left of each row, what is nearest beside it."""
+    size = setup.run.data.image_size
+    rows = np.unique(np.linspace(0, len(queries.fields["index"]) - 1, SAMPLES).astype(int))
+    found = retrieval.neighbours(queries, keys, encoder, rows, NEIGHBOURS)
+    sources = [around.data.open(split) for split in (setup.retrieval.queries, setup.retrieval.keys)]
+
+    def picture(source, side, row):
+        if row < 0:
+            return np.full((*size, 3), 255, np.uint8)
+        encoded = source[int(side.fields["index"][row])]["image"]
+        return pipeline.decode_image(encoded, size, (1, 1))
+
+    gap = np.full((size[0], size[1] // 8, 3), 255, np.uint8)
+    lines = [
+        np.concatenate(
+            [picture(sources[0], queries, row), gap, *(picture(sources[1], keys, key) for key in nearest)],
+            axis=1,
+        )
+        for row, nearest in zip(rows, found, strict=True)
+    ]
+    directory = around.workdir / "figures"
+    directory.mkdir(exist_ok=True)
+    Image.fromarray(np.concatenate(lines)).save(directory / f"neighbours_{encoder}.png")
+
+
+def probe_states(setup: Setup, around: Surroundings) -> tuple[Scores, dict[str, Any]]:
+    """The state probe: state_probe/mean_f1 of each encoder and of the majority, and all of its scores."""
+    protocol = setup.state_probe
+    encoders = feature_functions(setup, around, protocol.layer, protocol.pool)
+    splits = {
+        split: open_split(setup, around, split, ("ram", "game")) for split in ("train", "validation", "test")
+    }
+    by_encoder: dict[str, dict] = {}
+    games = around.data.class_names("game")
+    for game, scores in state_probe.evaluate(encoders, splits, games, protocol):
+        for encoder, values in scores.items():
+            by_encoder.setdefault(encoder, {})[game] = values
+    summary = {encoder: state_probe.summarize(values) for encoder, values in by_encoder.items()}
+    means = [(encoder, {"state_probe/mean_f1": part["mean_f1"]}) for encoder, part in summary.items()]
+    return means, {"encoders": summary, "protocol": dataclasses.asdict(protocol)}
+
+
+def finetune_encoders(setup: Setup, around: Surroundings) -> Scores:
+    """Classification after fine-tuning: finetune/accuracy and so on, see `finetune.finetune`."""
+    protocol = setup.finetune
+    for name, variables in around.encoders.items():
+
+        def encode(params, images, variables=variables):
+            everything = network_variables(variables | {"params": params})
+            return pretrain.feature_function(setup.run, everything, None, protocol.pool)(images)
+
+        batches = pipeline.train_batches(
+            around.data.open("train"),
+            batch_size=protocol.batch_size,
+            image_size=setup.run.data.image_size,
+            seed=setup.seed,
+            min_size=setup.run.data.min_size,
+            max_bad_share=setup.run.data.max_bad_share,
+        )
+        examples = finetune.Examples(
+            train=with_labels(batches, around.data.open("train", (around.label,)), around.label),
+            validation=functools.partial(labelled_split, setup, around, "validation"),
+            test=functools.partial(labelled_split, setup, around, "test"),
+            image_size=setup.run.data.image_size,
+            num_classes=len(around.data.class_names(around.label)),
+        )
+        try:
+            scores = finetune.finetune(
+                encode, setup.run.network.encoder, variables["params"], examples, protocol, around.mesh
+            )
+        finally:
+            batches.close()
+        yield name, {f"finetune/{score}": value for score, value in scores.items()}
+
+
+def with_labels(batches: pipeline.TrainBatches, source: sources.Source, label: str) -> Iterator[dict]:
+    """Adds to batches of a split what its examples are: {"image", "index", "label": int [B]}."""
+    for batch in batches:
+        yield batch | {"label": np.array([source[int(index)][label] for index in batch["index"]])}
+
+
+def labelled_split(setup: Setup, around: Surroundings, split: str) -> Batches:
+    """Batches of a split with "label", whatever the field is called in the data set."""
+    for batch in open_split(setup, around, split, (around.label,)):
+        yield batch | {"label": batch[around.label]}
+
+
+# --- The whole
+
+
+def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Judges the encoder of a checkpoint; one that has been judged already only shows its numbers.
+
+    Args:
+      config: see `configs/evaluate.py`.
+      workdir: a directory for this config alone.
+
+    Returns:
+      What `results.json` holds: among others "final", the numbers of the encoder that was asked for by name;
+      "evaluations", encoder -> name -> value; and, with RAM labels, "probe", as of a pre-training run.
+
+    Raises:
+      InputError: see `setup_from_config`, `choose_step`, `restore_encoder` and `open_surroundings`.
+    """
+    setup = setup_from_config(config)
+    step = choose_step(setup)
+    workdir = config_lib.claim_workdir(workdir, config)
+    finished = workdir / RESULTS_FILE
+    if finished.exists():
+        results = json.loads(finished.read_text())
+        if results["checkpoint"]["step"] == step:
+            logging.info("%s holds the results of a finished evaluation.", workdir)
+            print_results(results)
+            return results
+    mesh_lib.setup_compilation_cache()
+    encoders = load_encoders(setup, step)
+    around = open_surroundings(setup, encoders, workdir)
+    stopwatch = metrics_lib.Stopwatch()
+    evaluations, probe = evaluate(setup, around, stopwatch)
+    asked = next(iter(encoders))
+    results = {
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "protocol": config.to_dict(),
+        "checkpoint": {"directory": setup.checkpoint, "which": setup.which, "step": step},
+        "run": setup.run_config.to_dict(),
+        "versions": metrics_lib.versions(),
+        "device": metrics_lib.device_description(),
+        "seed": setup.seed,
+        "wall_seconds": sum(stopwatch.seconds.values()),
+        "seconds": stopwatch.seconds,
+        "label": around.label,
+        "final": evaluations[asked],
+        "evaluations": evaluations,
+        "bad_images": around.skipped.counts(),
+    }
+    if probe:
+        results["probe"] = probe
+    metrics = metrics_lib.Metrics(workdir, resume_step=None)
+    line = {
+        f"{encoder}/{name}": value
+        for encoder, values in evaluations.items()
+        for name, value in values.items()
+    }
+    metrics.write(step or 0, line)
+    metrics.close()
+    metrics_lib.write_json(finished, results)
+    print_results(results)
+    return results
+
+
+def evaluate(
+    setup: Setup, around: Surroundings, stopwatch: metrics_lib.Stopwatch
+) -> tuple[dict[str, dict[str, float]], dict[str, Any] | None]:
+    """Makes the evaluations that are enabled: encoder -> name -> value, and all of the state probe.
+
+    Raises:
+      InputError: none is enabled.
+    """
+    parts = {
+        "linear_probe": probe_layers,
+        "retrieval": retrieve,
+        "finetune": finetune_encoders,
+        "state_probe": probe_states,
+    }
+    parts = {name: part for name, part in parts.items() if getattr(setup, name).enabled}
+    if "state_probe" in parts and not around.has("ram", "game"):
+        logging.info("%s has no RAM labels: the state probe is left out.", around.data.name)
+        del parts["state_probe"]
+    if not parts:
+        raise InputError(
+            "nothing is to be evaluated; enable config.linear_probe, config.retrieval, config.finetune or, "
+            "where frames have RAM labels, config.state_probe."
+        )
+    evaluations: dict[str, dict[str, float]] = {name: {} for name in around.encoders}
+    probe = None
+    with metrics_lib.Progress(len(parts), description="evaluating") as progress:
+        progress.update(0)
+        for number, (name, part) in enumerate(parts.items(), 1):
+            with stopwatch(name):
+                found = part(setup, around)
+                if name == "state_probe":
+                    found, probe = found
+                for encoder, scores in found:
+                    evaluations.setdefault(encoder, {}).update(scores)
+            progress.update(number)
+    return evaluations, probe
+
+
+def print_results(results: Mapping[str, Any], console: Console | None = None) -> None:
+    """Prints the numbers of every encoder side by side."""
+    evaluations = results["evaluations"]
+    at = (
+        "as initialised" if results["checkpoint"]["step"] is None else f"step {results['checkpoint']['step']}"
+    )
+    title = f"{results['checkpoint']['directory']}, {at}; classes: {results['label']}"
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column("measure", overflow="fold")
+    for encoder in evaluations:
+        table.add_column(Text(encoder), justify="right")
+    compared = {"trained", "random"} <= evaluations.keys()
+    if compared:
+        table.add_column("trained − random", justify="right")
+    names = list(dict.fromkeys(name for values in evaluations.values() for name in values))
+    for name, following in zip(names, [*names[1:], ""], strict=True):
+        values = {encoder: scores.get(name) for encoder, scores in evaluations.items()}
+        cells = [page.score(value) for value in values.values()]
+        if compared:
+            cells.append(page.difference(values["trained"], values["random"]))
+        last = name.rpartition("/")[0] != following.rpartition("/")[0]
+        table.add_row(Text(name), *cells, end_section=last)
+    (console or Console()).print(table)

@@ -1,0 +1,299 @@
+"""The evaluation of a pre-training run, as a whole."""
+
+import dataclasses
+import functools
+import io
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from ssl_jax.data import pipeline
+from ssl_jax.evaluation.features import collect
+from ssl_jax.experiments import evaluate, pretrain
+from ssl_jax.runtime import config as config_lib
+from ssl_jax.runtime import mesh as mesh_lib
+from ssl_jax.runtime import metrics as metrics_lib
+from ssl_jax.runtime.checkpoints import Checkpoints
+from ssl_jax.runtime.errors import InputError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RUN = {
+    "data.image_size": (60, 56),
+    "spatial.puzzle.window": (54, 54),
+    "spatial.puzzle.tile": (16, 16),
+    "spatial.permutations.num": 10,
+    "spatial.head.fc6": 8,
+    "spatial.head.fc7": 16,
+    "encoder.width": 8,
+}
+ALL_OFF = {f"{name}.enabled": False for name in ("linear_probe", "retrieval", "finetune", "state_probe")}
+
+
+def load(name, overrides):
+    return config_lib.load(f"{CONFIGS / name}:smoke", {key: str(value) for key, value in overrides.items()})
+
+
+def make_run(directory, overrides):
+    """The work directory of a run with two checkpoints: that of step 10 is the better one, 20 the newer."""
+    config = load("jigsaw_rl.py", overrides)
+    config_lib.claim_workdir(directory, config)
+    setup = pretrain.setup_from_config(config)
+    shapes = jax.eval_shape(functools.partial(pretrain.create_state, setup), jax.random.PRNGKey(0))
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(lambda leaf: (0.1 * rng.standard_normal(leaf.shape)).astype(leaf.dtype), shapes)
+    checkpoints = Checkpoints(directory / "checkpoints", best_metric="val/accuracy")
+    metrics = metrics_lib.Metrics(directory, resume_step=None)
+    for step, accuracy in ((10, 0.5), (20, 0.4)):
+        metrics.write(step, {"val/accuracy": accuracy})
+        checkpoints.save(
+            step, state.replace(params=jax.tree.map(lambda leaf, by=step: leaf + by, state.params)), {}
+        )
+    checkpoints.close()
+    metrics.close()
+    return directory
+
+
+@pytest.fixture(scope="module")
+def run_dir(atari_tiny_dir, tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "jigsaw", RUN | {"data.data_dir": atari_tiny_dir})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_compilation_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("xla")))
+        yield
+
+
+def setup_of(run_dir, **overrides):
+    return evaluate.setup_from_config(load("evaluate.py", {"checkpoint": run_dir} | overrides))
+
+
+def whole(run_dir, workdir, **overrides):
+    return evaluate.run(load("evaluate.py", {"checkpoint": run_dir} | overrides), workdir)
+
+
+@pytest.fixture(scope="module")
+def judged(run_dir, tmp_path_factory):
+    """Everything once, on the four devices of the tests."""
+    workdir = tmp_path_factory.mktemp("evaluations") / "all"
+    return workdir, whole(run_dir, workdir)
+
+
+def test_smoke_fills_its_work_directory(judged, run_dir):
+    workdir, results = judged
+    assert {path.name for path in workdir.iterdir()} >= {"config.json", "metrics.jsonl", "results.json"}
+    assert {path.name for path in (workdir / "figures").iterdir()} == {
+        "neighbours_trained.png",
+        "neighbours_random.png",
+    }
+    stored = json.loads((workdir / "results.json").read_text())
+    assert stored["final"] == pytest.approx(results["final"])
+    assert stored["checkpoint"] == {"directory": str(run_dir), "which": "best", "step": 10}
+    assert stored["run"] == json.loads((run_dir / "config.json").read_text())
+    assert stored["evaluations"].keys() == {"trained", "random", "majority"}
+    names = stored["final"].keys()
+    assert {f"linear_probe/conv{i}/{score}" for i in (1, 2, 3)
+            for score in ("accuracy", "balanced_accuracy", "macro_f1")} <= names  # fmt: skip
+    assert {f"retrieval/{unit}/top1" for unit in ("frame", "clip", "video", "state")} <= names
+    assert {"retrieval/state/chance", "finetune/accuracy", "finetune/balanced_accuracy"} <= names
+    assert stored["final"]["state_probe/mean_f1"] == stored["probe"]["encoders"]["trained"]["mean_f1"]
+    assert stored["evaluations"]["majority"].keys() == {"state_probe/mean_f1"}
+    (line,) = metrics_lib.read(workdir / "metrics.jsonl")
+    assert line["step"] == 10
+    assert line["random/retrieval/frame/top1"] == stored["evaluations"]["random"]["retrieval/frame/top1"]
+
+
+def test_a_finished_evaluation_only_shows_its_numbers(judged, run_dir, monkeypatch, capsys):
+    workdir, results = judged
+    monkeypatch.delattr(evaluate, "evaluate")
+    assert whole(run_dir, workdir)["final"] == pytest.approx(results["final"])
+    assert "retrieval/frame/top1" in capsys.readouterr().out
+
+
+def test_the_table_has_every_number_beside_that_of_the_random_encoder():
+    results = {
+        "checkpoint": {"directory": "runs/[bold]x", "step": 5},
+        "label": "game",
+        "evaluations": {"trained": {"finetune/accuracy": 0.75}, "random": {"finetune/accuracy": 0.5}},
+    }
+    text = io.StringIO()
+    evaluate.print_results(results, Console(file=text, width=200))
+    (row,) = (line for line in text.getvalue().splitlines() if "finetune/accuracy" in line)
+    assert [number in row for number in ("0.750", "0.500", "+0.250")] == [True] * 3
+    assert "runs/[bold]x, step 5" in text.getvalue()
+
+
+# --- Every example once
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_every_example_counts_once(run_dir, devices, monkeypatch):
+    """45 examples do not fill batches of 8; each is there once, with its own features."""
+    monkeypatch.setattr(mesh_lib, "make", lambda count=devices, make=mesh_lib.make: make(count))
+    setup = setup_of(run_dir, **{"data.test_examples": 45})
+    around = evaluate.open_surroundings(setup, evaluate.load_encoders(setup, 10), Path())
+    assert around.mesh.size == devices
+    encoders = evaluate.feature_functions(setup, around, "conv2", (2, 1))
+    rows = collect(evaluate.open_split(setup, around, "test", ("game", "ram")), encoders)
+    assert len(rows.fields["index"]) == len(set(rows.fields["index"])) == 45
+    variables = evaluate.network_variables(evaluate.restore_encoder(setup, 10))
+    alone = pretrain.feature_function(setup.run, variables, "conv2", (2, 1))
+    source = around.data.open("test", ("game", "ram"))
+    whole_split = pipeline.load_arrays(source, image_size=setup.run.data.image_size)
+    for place in (0, 17, 44):
+        index = rows.fields["index"][place]
+        np.testing.assert_array_equal(rows.fields["ram"][place], source[int(index)]["ram"])
+        np.testing.assert_allclose(
+            rows.features["trained"][place],
+            alone(whole_split["image"][index : index + 1])[0],
+            rtol=1e-4,
+            atol=1e-4,
+        )
+    assert not np.allclose(rows.features["trained"], rows.features["random"])
+
+
+# --- Which encoder
+
+
+def test_the_checkpoint_that_is_asked_for(run_dir):
+    steps = {
+        which: evaluate.choose_step(setup_of(run_dir, which=which)) for which in ("best", "last", "random")
+    }
+    assert steps == {"best": 10, "last": 20, "random": None}
+    setup = setup_of(run_dir)
+    kernels = {
+        step: evaluate.load_encoders(setup, step)["trained"]["params"]["conv1"]["kernel"] for step in (10, 20)
+    }
+    np.testing.assert_allclose(kernels[20] - kernels[10], 10, rtol=1e-5)
+    assert evaluate.load_encoders(setup, None).keys() == {"random"}
+    assert evaluate.load_encoders(setup_of(run_dir, baseline=False), 10).keys() == {"trained"}
+
+
+def test_a_random_encoder_needs_no_checkpoint(tmp_path, atari_tiny_dir):
+    config_lib.claim_workdir(tmp_path / "run", load("jigsaw_rl.py", RUN | {"data.data_dir": atari_tiny_dir}))
+    only = ALL_OFF | {"retrieval.enabled": True, "which": "random"}
+    results = whole(tmp_path / "run", tmp_path / "evaluation", **only)
+    assert results["checkpoint"]["step"] is None
+    assert results["evaluations"].keys() == {"random"}
+    assert results["final"].keys() == results["evaluations"]["random"].keys()
+    assert all(name.startswith("retrieval/") for name in results["final"])
+
+
+def test_pictures_with_labels_alone(tmp_path, odd_pictures_dir):
+    """No RAM, no episodes: classes are labels, frames are all there is, bad pictures are counted."""
+    odd = {
+        "data.name": "odd_pictures",
+        "data.data_dir": odd_pictures_dir,
+        "data.image_size": (44, 50),
+        "spatial.puzzle.window": (42, 48),
+        "spatial.puzzle.tile": (12, 14),
+    }
+    config_lib.claim_workdir(tmp_path / "run", load("jigsaw_rl.py", RUN | odd))
+    options = {"linear_probe.layers": ("conv3",), "data.train_examples": 198, "finetune.enabled": False}
+    results = whole(tmp_path / "run", tmp_path / "evaluation", which="random", **options)
+    assert results["label"] == "label"
+    assert results["bad_images"] == {"unreadable": 2, "undersized": 1}
+    units = {name.split("/")[1] for name in results["final"] if name.startswith("retrieval/")}
+    assert units == {"frame"}
+    assert "probe" not in results
+
+
+# --- What cannot be
+
+
+def test_another_encoder_than_the_configs_is_named(run_dir, tmp_path):
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    (changed / "checkpoints").symlink_to(run_dir / "checkpoints")
+    config = json.loads((run_dir / "config.json").read_text())
+    config["encoder"]["width"] = 16
+    (changed / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError) as error:
+        whole(changed, tmp_path / "evaluation")
+    sentence = str(error.value)
+    assert (
+        "another encoder than its config.json: params/conv1/bias is float32[4] in the checkpoint" in sentence
+    )
+    assert "float32[8] by the config" in sentence
+    assert "\n" not in sentence
+    assert not (tmp_path / "evaluation" / "results.json").exists()
+
+
+def broken(tmp_path, run_dir, what):
+    """A directory that is no run, has no checkpoint, is of another experiment, or of an old config."""
+    directory = tmp_path / what
+    directory.mkdir()
+    config = json.loads((run_dir / "config.json").read_text())
+    if what == "dueling":
+        config["experiment"] = "dueling_dqn"
+    if what == "old":
+        config["encodr"] = config.pop("encoder")
+    if what != "nothing":
+        (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("nothing", "is not the work directory of a run: it has no config.json"),
+        ("no_checkpoint", "there is no checkpoint in"),
+        ("dueling", "is a run of 'dueling_dqn'; only those of 'pretrain' have an encoder"),
+        ("old", r"the config of the run in .*old cannot be used: .*config\.encodr.*did you mean"),
+    ],
+)
+def test_what_is_no_run_is_named(tmp_path, run_dir, what, sentence):
+    workdir = tmp_path / "evaluation"
+    with pytest.raises(InputError, match=sentence):
+        whole(broken(tmp_path, run_dir, what), workdir)
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            {"linear_probe.layers": ("conv9",)},
+            r"unknown config.linear_probe.layers 'conv9', did you mean 'conv",
+        ),
+        ({"finetune.from_layer": "conv4"}, "unknown config.finetune.from_layer 'conv4'"),
+        ({"finetune.layer_decay": 2.0}, "config.finetune.layer_decay must lie in"),
+        ({"data.train_examples": 0}, "config.data.train_examples must be at least 1"),
+        ({"which": "newest"}, "config.which must be one of 'best', 'last', 'random'"),
+        ({"data.batch_size": 6}, "multiples of the 4 devices"),
+        ({"finetune.batch_size": 6}, "multiples of the 4 devices"),
+        ({"data.label": "ram"}, "no class label 'ram' .* it has: game"),
+        (ALL_OFF, "nothing is to be evaluated"),
+    ],
+)
+def test_values_that_cannot_be_are_named(run_dir, tmp_path, overrides, sentence):
+    with pytest.raises(InputError, match=sentence) as error:
+        whole(run_dir, tmp_path / "evaluation", **overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_a_key_that_nobody_reads_names_the_closest(run_dir):
+    config = load("evaluate.py", {"checkpoint": run_dir})
+    with config.unlocked():
+        config.retrieval.clip_frame = 3
+    with pytest.raises(InputError, match=r"config\.retrieval\.clip_frame.*did you mean.*clip_frames"):
+        evaluate.setup_from_config(config)
+
+
+def test_a_checkpoint_must_be_given():
+    config = config_lib.load(str(CONFIGS / "evaluate.py"))
+    with pytest.raises(InputError, match=r"give the work directory .* by --config.checkpoint=DIR"):
+        evaluate.setup_from_config(config)
+
+
+def test_the_default_preset_is_whole(run_dir):
+    config = config_lib.load(str(CONFIGS / "evaluate.py"), {"checkpoint": str(run_dir)})
+    setup = evaluate.setup_from_config(config)
+    assert dataclasses.asdict(setup.retrieval)["top"] == (1, 5, 10, 20, 50)
+    # 60 x 56 pixels are 4 x 4 parts of 16, whose conv1 is 8 x 8 of 4 channels: 32 x 32 x 4 values fit whole.
+    assert evaluate.probe_grid(setup, "conv1") == (32, 32)

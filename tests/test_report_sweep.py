@@ -1,0 +1,329 @@
+"""The table and the page of a sweep, and comparisons of runs of pre-training: numbers by hand."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_report import CHROMIUM, Page, in_a_browser, text_of
+
+from ssl_jax.report import comparison, figures, sweep
+from ssl_jax.runtime.errors import InputError
+
+PLAYERS = ("uniform", "policy_gradient", "exp3")
+TASKS = {"spatial": ("spatial",), "both": ("spatial", "temporal")}
+SEEDS = (0, 1, 2)
+# By seed; pretext accuracy of the spatial task, the same in both rows of a player.
+ACCURACY = {"uniform": (0.40, 0.50, 0.60), "policy_gradient": (0.42, 0.53, 0.61), "exp3": (0.40, 0.40, 0.40)}
+COMMAND = "python -m launch.sweep --config=configs/<b>ablation</b>.py"
+STEPS = (100, 200, 300)
+
+
+def name_of(tasks: str, player: str, seed: int) -> str:
+    return f"tasks={tasks}-policy={player}-seed={seed}"
+
+
+def make_run(path: Path, tasks: str, player: str, seed: int, *, finished: bool = True, **changes) -> Path:
+    """A work directory as `experiments.pretrain` leaves it, with invented data.
+
+    The player draws twice as much from the two hardest of eight classes as it would uniformly.
+    """
+    path.mkdir(parents=True)
+    accuracy = ACCURACY[player][seed]
+    section = {"puzzle": {"tile": [32, 32]}, "selection": {"name": player}}
+    config = {"experiment": "pretrain", "seed": seed, "train": {"steps": 300, "batch_size": 64}}
+    config |= dict.fromkeys(TASKS[tasks], section)
+    lines = [
+        {"step": step, **{f"val/{task}/accuracy": accuracy * step / 300 for task in TASKS[tasks]}}
+        for step in STEPS
+    ]
+    looks = [
+        {
+            "step": step,
+            "task": task,
+            "accuracy": list(np.linspace(0.1, 0.8, 8)),
+            "probability": [0.25, 0.25] + [0.5 / 6] * 6,
+            "group": [0, 0, 0, 0, 1, 1, 1, 1 + seed],
+        }
+        for step in STEPS
+        for task in TASKS[tasks]
+        if player != "uniform"
+    ]
+    (path / "config.json").write_text(json.dumps(config))
+    for file, rows in (("metrics.jsonl", lines), ("selection.jsonl", looks)):
+        (path / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if finished:
+        final = {"val/accuracy": 0.9, "time/policy_overhead": 0.031, "retrieval/frame/top1": 0.25}
+        for task in TASKS[tasks]:
+            final |= {f"val/{task}/accuracy": accuracy, f"val/{task}/worst_group_accuracy": accuracy / 2}
+            final[f"val/{task}/chance"] = 0.125
+        encoders = {"trained": {"mean_f1": 0.5 + 0.01 * seed}, "random": {"mean_f1": 0.52}}
+        results = {
+            "command": "python -m ssl_jax.main",
+            "device": "CPU of a kind (2 cores)",
+            "versions": {"jax": "0.10.2"},
+            "wall_seconds": 100.0 + seed,
+            "final": final,
+            "probe": {"encoders": encoders},
+        }
+        (path / "results.json").write_text(json.dumps(results | changes))
+    return path
+
+
+def make_sweep(
+    path: Path, *, rows: tuple[str, ...] = ("spatial",), missing: tuple[str, ...] = (), **changes
+) -> Path:
+    """A sweep's work directory, as `launch.sweep` leaves it; the runs named as missing have no results."""
+    listed = []
+    for seed in SEEDS:
+        for player in PLAYERS:
+            for tasks in rows:
+                name = name_of(tasks, player, seed)
+                make_run(path / name, tasks, player, seed, finished=name not in missing, **changes)
+                values = {
+                    "policy": player,
+                    "tasks": tasks,
+                }  # the compared axis last, whatever the file's order
+                listed.append({"name": name, "values": values, "seed": seed, "command": f"run {name}"})
+    facts = {"command": COMMAND, "compare": "policy", "baseline": "uniform", "parallel": 2, "runs": listed}
+    (path / "sweep.json").write_text(json.dumps(facts))
+    return path
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> Path:
+    workdir = make_sweep(tmp_path_factory.mktemp("sweeps") / "ablation", rows=tuple(TASKS))
+    sweep.build(workdir)
+    return workdir
+
+
+def rows_of(workdir: Path) -> dict[tuple[str, str], dict]:
+    table = json.loads((workdir / "table.json").read_text())
+    return {tuple(row["values"].values()): row for row in table["rows"]}
+
+
+# Numbers.
+
+
+def test_interval_by_hand():
+    # Deviation sqrt(2.5) and the 97.5 % quantile 2.776445 of t with 4 degrees of freedom, from a table.
+    found = sweep.estimate([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found["mean"] == 3
+    assert found["n"] == 5
+    assert found["high"] - 3 == pytest.approx(2.776445 * np.sqrt(2.5 / 5), abs=1e-5)
+    assert 3 - found["low"] == pytest.approx(found["high"] - 3)
+    assert sweep.estimate([2.0, 2.0]) == {"mean": 2.0, "low": 2.0, "high": 2.0, "n": 2}
+    assert sweep.estimate([2.0]) == {"mean": 2.0, "low": None, "high": None, "n": 1}
+
+
+def test_the_interval_covers_the_mean_where_the_bootstrap_does_not():
+    key = np.random.default_rng(0)
+    samples = key.normal(size=(1500, 5))
+    covered = [found["low"] <= 0 <= found["high"] for found in map(sweep.estimate, samples)]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
+    resampled = samples[:, key.integers(5, size=(1000, 5))].mean(2)  # [1500, 1000]
+    low, high = np.percentile(resampled, (2.5, 97.5), axis=1)
+    assert np.mean((low <= 0) & (high >= 0)) == pytest.approx(0.83, abs=0.02)
+
+
+def test_table_has_means_over_seeds_and_paired_differences(workdir):
+    rows = rows_of(workdir)
+    assert list(rows) == [(tasks, player) for tasks in TASKS for player in PLAYERS]
+    accuracy = rows["spatial", "uniform"]["measures"]["val/spatial/accuracy"]
+    # Deviation 0.1, quantile 4.302653 of two degrees of freedom.
+    half = 4.302653 * 0.1 / np.sqrt(3)
+    assert (accuracy["mean"], accuracy["n"]) == (pytest.approx(0.5), 3)
+    assert (accuracy["low"], accuracy["high"]) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
+    assert accuracy["values"] == {"0": 0.4, "1": 0.5, "2": 0.6}
+    # Pairs 0.02, 0.03 and 0.01, which differ less than the seeds do.
+    gain = rows["both", "policy_gradient"]["difference_to_baseline"]["val/temporal/accuracy"]
+    half = 4.302653 * 0.01 / np.sqrt(3)
+    assert gain["mean"] == pytest.approx(0.02)
+    assert (gain["low"], gain["high"]) == pytest.approx((0.02 - half, 0.02 + half), abs=1e-6)
+    assert not sweep.leaves_zero_out(gain)
+    assert rows["spatial", "uniform"]["difference_to_baseline"] == {}
+    assert "val/temporal/accuracy" not in rows["spatial", "exp3"]["measures"]
+    probe = rows["spatial", "exp3"]["measures"]["probe/trained_minus_random"]
+    assert probe["mean"] == pytest.approx(-0.01)
+    assert probe["values"] == pytest.approx({"0": -0.02, "1": -0.01, "2": 0.0})
+
+
+def test_only_equal_seeds_make_pairs(tmp_path):
+    missing = (name_of("spatial", "uniform", 1), name_of("spatial", "policy_gradient", 2))
+    workdir = make_sweep(tmp_path / "ablation", missing=missing)
+    text = text_of(sweep.build(workdir))
+    row = rows_of(workdir)["spatial", "policy_gradient"]
+    assert (row["seeds"], row["seeds_missing"]) == ([0, 1], [2])
+    assert row["difference_to_baseline"]["val/spatial/accuracy"]["values"] == pytest.approx({"0": 0.02})
+    assert row["difference_to_baseline"]["val/spatial/accuracy"]["low"] is None
+    assert "9 runs, 7 of them finished" in text
+    assert "2 of 9 runs have no results" in text
+    assert missing[0] in text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "clear"), [(0.1, 0.2, True), (-2.0, -1.0, True), (-1.0, 1.0, False), (None, None, False)]
+)
+def test_clear_of_zero(low, high, clear):
+    assert sweep.leaves_zero_out({"low": low, "high": high}) == clear
+
+
+def test_hard_share_is_a_quarter_under_a_uniform_draw():
+    accuracy = np.random.default_rng(0).random((3, 8))
+    np.testing.assert_allclose(sweep.hard_share(accuracy, np.full((3, 8), 1 / 8)), 0.25)
+    accuracy = np.array([[0.9, 0.1, 0.5, 0.2, 0.9, 0.9, 0.9, 0.9]])
+    probability = np.array([[0.0, 0.3, 0.1, 0.2, 0.1, 0.1, 0.1, 0.1]])
+    np.testing.assert_allclose(sweep.hard_share(accuracy, probability), 0.3 + 0.2)
+
+
+def test_over_seeds_keeps_the_steps_that_all_have():
+    steps, values = sweep.over_seeds([{1: 0.1, 2: 0.2, 3: 0.3}, {2: 0.4, 3: 0.6, 4: 0.8}])
+    assert steps == [2, 3]
+    np.testing.assert_array_equal(values, [[0.2, 0.3], [0.4, 0.6]])
+    assert sweep.over_seeds([{1: 0.1}, {2: 0.2}])[0] == []
+
+
+def test_numbers_that_are_missing_or_nan_are_left_out(tmp_path):
+    workdir = make_sweep(
+        tmp_path / "ablation", final={"val/spatial/accuracy": None}, probe={}, wall_seconds=None
+    )
+    text = text_of(sweep.build(workdir))
+    assert "No run has finished yet" in text
+    assert "nan" not in text.lower()
+    assert rows_of(workdir)["spatial", "exp3"]["measures"] == {}
+
+
+# What is written.
+
+
+def test_markdown(workdir):
+    text = (workdir / "table.md").read_text()
+    assert COMMAND in text
+    assert "2 tasks × 3 policy × 3 seeds: 18 runs, 18 of them finished." in text
+    assert (
+        "Every run: 300 steps, batches of 64 of each task. CPU of a kind (2 cores). Up to 2 runs shared"
+        in text
+    )
+    assert "95 % Student's t interval" in text
+    heads = (
+        "| tasks | policy | seeds | spatial accuracy, % | spatial worst group, % | temporal accuracy, % | "
+        "temporal worst group, % | probe F1 | probe F1, trained − random | retrieval frame top-1, % | "
+        "policy's extra time, % | wall time, s |"
+    )
+    assert heads in text
+    assert "| spatial | uniform | 3 | 50.0 (25.2 to 74.8) | 25.0 (12.6 to 37.4) | – | – | 0.510" in text
+    assert "## Difference to uniform" in text
+    # Of either row and other player: two or four accuracies, two of the probe, one of retrieval.
+    assert "Of 24 intervals, times apart, 0 leave zero out" in text
+    assert "| both | policy_gradient | 3 | +2.0 (−0.5 to +4.5) | +1.0 (−0.2 to +2.2) |" in text
+    assert all(line.count("|") in (0, 13) for line in text.splitlines())
+
+
+def test_a_difference_clear_of_zero_is_bold(tmp_path, monkeypatch):
+    monkeypatch.setitem(ACCURACY, "exp3", (0.30, 0.41, 0.50))
+    workdir = make_sweep(tmp_path / "ablation")
+    page = sweep.build(workdir)
+    # Mean -0.0967, half-width 4.302653 * 0.005774 / sqrt(3) = 0.0143.
+    assert "| spatial | exp3 | 3 | **−9.7 (−11.1 to −8.2)** |" in (workdir / "table.md").read_text()
+    assert "Of 10 intervals, times apart, 2 leave zero out (bold)" in text_of(page)
+    assert "<b>−9.7</b><br><small>−11.1 to −8.2</small>" in page.read_text()
+
+
+def test_page_has_every_section_and_loads_nothing(workdir):
+    source = (workdir / "report.html").read_text()
+    parsed = Page(source)
+    assert parsed.ids == ["summary", "table", "differences", "curves", "choices", "configs", "repeat"]
+    assert "script" not in parsed.tags
+    assert all(resource.startswith(("data:", "#")) for resource in parsed.resources)
+    assert "<b>ablation" not in source
+    assert COMMAND in parsed.text
+    assert "run tasks=both-policy=exp3-seed=2" in parsed.text
+    assert 'spatial exp3 spatial.selection.name: "uniform" -> "exp3"' in parsed.text
+    assert "spatial uniform no difference" in parsed.text
+    written = {path.stem for path in (workdir / "figures").iterdir()}
+    curves = {"spatial-val_spatial_accuracy", "both-val_spatial_accuracy", "both-val_temporal_accuracy"}
+    hard = {"hard-spatial", "hard-both-spatial", "hard-both-temporal"}
+    groups = {f"groups-{what[5:]}-{player}" for what in hard for player in PLAYERS[1:]}
+    assert written == curves | hard | groups
+    assert len(parsed.images) == len(written)
+    assert "WARNING" not in parsed.text
+
+
+def test_curves_are_means_in_bands(monkeypatch, tmp_path):
+    drawn = []
+    curves = figures.curves
+    monkeypatch.setattr(figures, "curves", lambda *args, **kw: drawn.append(curves(*args, **kw)) or drawn[-1])
+    sweep.build(make_sweep(tmp_path / "ablation"))
+    axes = drawn[0].axes[0]
+    lines = {line.get_label(): line.get_xydata() for line in axes.lines}
+    np.testing.assert_allclose(lines["uniform"], [[100, 0.5 / 3], [200, 1 / 3], [300, 0.5]])
+    assert lines["chance"][0][1] == 0.125
+    band = axes.collections[0].get_paths()[0].vertices
+    assert {(300, 0.4), (300, 0.6)} <= {(x, round(y, 6)) for x, y in band}
+    assert axes.get_ylim()[1] >= 0.6
+    (hard,) = (
+        figure.axes[0] for figure in drawn if figure.axes[0].get_ylabel() == "spatial · hardest quarter"
+    )
+    by_label = {line.get_label(): line.get_ydata() for line in hard.lines}
+    np.testing.assert_allclose(by_label["exp3"], 0.5)
+    np.testing.assert_allclose(by_label["uniform draw"], 0.25)
+    assert len(by_label["uniform"]) == 0  # it never looks, and keeps its colour
+    assert {line.get_color() for line in hard.lines[:3]} == {line.get_color() for line in axes.lines[:3]}
+
+
+def test_runs_made_with_different_versions_are_warned_of(tmp_path):
+    workdir = make_sweep(tmp_path / "ablation")
+    path = workdir / name_of("spatial", "exp3", 1) / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"versions": {"jax": "0.12.0"}}))
+    assert "jax is 0.10.2 (8 runs), 0.12.0 (1 runs)" in text_of(sweep.build(workdir))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "it has no sweep.json"), ("{", "is damaged"), ("{}", "is damaged"), ("[]", "is damaged")],
+)
+def test_what_is_no_sweep_is_refused(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(InputError, match=message) as error:
+        sweep.build(tmp_path)
+    assert "\n" not in str(error.value)
+    assert {path.name for path in tmp_path.iterdir()} <= {"sweep.json"}
+
+
+# Runs that no sweep made.
+
+
+def test_comparison_of_runs_of_pretraining(tmp_path):
+    first = make_run(tmp_path / "a", "spatial", "uniform", 0)
+    other = make_run(tmp_path / "b", "both", "exp3", 1, finished=False)
+    text = text_of(comparison.build([first, other], tmp_path / "out" / "page.html"))
+    assert "2 runs of pre-training, 1 of them finished." in text
+    assert re.search(r"a 1 40\.0 20\.0 0\.500 −0\.020 25\.0 3\.1 100 ", text)
+    assert Page((tmp_path / "out" / "page.html").read_text()).ids == [
+        "summary",
+        "table",
+        "curves",
+        "choices",
+        "configs",
+        "repeat",
+    ]
+    assert (tmp_path / "out" / "page_val_spatial_accuracy.png").is_file()
+
+
+def test_comparison_rebuilds_a_sweep_from_the_command_line(tmp_path):
+    workdir = make_sweep(tmp_path / "ablation")
+    command = [sys.executable, "-m", "ssl_jax.report.comparison", f"--sweep={workdir}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"Comparison: {workdir / 'report.html'}\n")
+    assert (workdir / "table.md").is_file()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs the browser `chromium`")
+def test_in_a_browser_the_page_fits_wide_and_narrow_windows(workdir, tmp_path):
+    for wide, narrow in in_a_browser(workdir / "report.html", tmp_path).values():
+        assert wide[:2] == [1280, 1280]
+        assert narrow[:2] == [420, 420]
