@@ -29,11 +29,14 @@ setup(
         "pillow",
         "rich",
         "rliable",
+        "safetensors>=0.8",
         "scikit-learn",
         "tensorboardX",
         "tensorflow-datasets>=4.9.10",
     ],
     extras_require={
-        "test": ["hypothesis", "import-linter", "pytest", "pytest-xdist", "ruff"],
+        "hdf5": ["h5py"],  # weights that Caffe wrote
+        "test": ["h5py", "hypothesis", "import-linter", "pytest", "pytest-xdist", "ruff"],
+        "test-parity": ["torch"],  # our networks against PyTorch's
     },
 )
