@@ -33,6 +33,9 @@ def main(argv: list[str]) -> None:
     if config is None:
         known = " or ".join(config_lib.list_configs()) or "a config file"
         raise InputError(f"give an experiment by --config=FILE: {known}; --help says more")
+    if "axes" in config:
+        file = flags.FLAGS["config"].config_filename
+        raise InputError(f"{file} is a sweep of many runs; run it by python -m launch.sweep --config={file}")
     config_lib.check_known("experiment", config.get("experiment"), experiments.EXPERIMENTS)
     default = config_lib.default_workdir(flags.FLAGS["config"].config_filename)
     # Imported only now: jax takes seconds to start, and a mistyped flag should not wait for it.

@@ -674,6 +674,7 @@ def test_unknown_names():
         ("smoke", {"replay.capacity": 39}, ["config.replay.capacity=39 must be at least 40"]),
         ("smoke", {"environments.threads": -1}, ["config.environments.threads must be at least 0"]),
         ("smoke", {"network.hidden": 0}, ["config.network.hidden must be at least 1"]),
+        ("smoke", {"network.motion_gain": 0.0}, ["config.network.motion_gain must be a number above 0"]),
         ("smoke", {"evaluation.video_frames": -1}, ["config.evaluation.video_frames must be at least 0"]),
         ("smoke", {"exploration.final_epsilon": 1.5}, ["final_epsilon must be a probability", "1.5"]),
         ("smoke", {"train.learning_rate": 0.0}, ["config.train.learning_rate must be above 0"]),

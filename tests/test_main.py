@@ -26,6 +26,13 @@ def get_config(arg=None):
     preset, options = parse_arg(arg, presets=("smoke",), policy=("uniform", "gradient"))
     return ConfigDict({"experiment": "probe", "train": {"steps": 3}, "mode": "done"})
 """
+SWEEP = """
+from ml_collections import ConfigDict
+
+
+def get_config(arg=None):
+    return ConfigDict({"base": "configs/shuffle.py", "axes": {"policy": ("uniform", "gradient")}})
+"""
 EXPERIMENT = """
 import logging
 import time
@@ -56,6 +63,7 @@ def place(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("place")
     (place / "configs" / "experiments").mkdir(parents=True)
     (place / "configs" / "shuffle.py").write_text(CONFIG)
+    (place / "sweeps.py").write_text(SWEEP)
     (place / "configs" / "experiments" / "probe.py").write_text(EXPERIMENT)
     return place
 
@@ -92,6 +100,7 @@ BAD_INPUT = {
         ["--config=configs/shuffle.py", "--config.experiment=prob"],
         "unknown experiment 'prob', did you mean 'probe'?",
     ),
+    "sweep": (["--config=sweeps.py"], "run it by python -m launch.sweep --config=sweeps.py"),
     "workdir": (
         ["--config=configs/shuffle.py", "--workdir=configs/shuffle.py"],
         "work directory configs/shuffle.py cannot be used: File exists",

@@ -387,6 +387,11 @@ def _check(sections, protocol, play, memory, train, exploration, evaluation):
     ):
         if value < least:
             raise InputError(f"config.{path} must be at least {least}, not {value}.")
+    gain = sections["network"].get("motion_gain", 1.0)
+    if not 0 < gain < float("inf"):
+        raise InputError(
+            f"config.network.motion_gain must be a number above 0, not {gain}; 1 leaves stacks as they are."
+        )
     if not 0 <= exploration.final_epsilon <= 1:
         raise InputError(
             "config.exploration.final_epsilon must be a probability, from 0 to 1, not "
