@@ -476,6 +476,35 @@ def probe_bars(scores: Mapping[str, Mapping[str, float]], *, xlabel: str) -> Fig
     return figure
 
 
+@_styled
+def scatter(points: np.ndarray, label: np.ndarray, names: Sequence[str] = ()) -> Figure:
+    """Points of the plane in the colours of their classes, for maps whose axes mean nothing.
+
+    Args:
+      points: float [N, 2].
+      label: int [N], class of each.
+      names: of the classes; without them, classes are called by their numbers.
+    """
+    classes = np.unique(label)
+    figure = Figure(figsize=(WIDTH, WIDTH * 0.8))
+    axes = figure.add_subplot()
+    for i, number in enumerate(classes):
+        chosen = label == number
+        axes.scatter(
+            *points[chosen].T,
+            s=7,
+            linewidths=0,
+            color=SERIES[i % len(SERIES)],
+            marker="os^Dv"[i // len(SERIES) % 5],
+            label=names[number] if len(names) else str(number),
+        )
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False, markerscale=2)
+    return figure
+
+
 def _looks(count: int) -> list[tuple[str, str]]:
     """Colour and style of each line; the style changes once the colours are used up."""
     styles = ("-", "--", ":", "-.")

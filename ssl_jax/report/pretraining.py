@@ -252,7 +252,8 @@ def _filters(run: page.Run) -> Iterator[str]:
     )
 
 
-def _probe(run: page.Run) -> Iterator[str]:
+def probe(run: page.Run) -> Iterator[str]:
+    """The state probe: F1 of every encoder by category and by game."""
     means = probe_means(run)
     if not means:
         yield (
@@ -326,6 +327,6 @@ SECTIONS: tuple[tuple[str, str, Callable[[page.Run], Iterator[str]]], ...] = (
     ("policy", "What the policy chose", _policy),
     ("classes", "Accuracy of each class", _all_classes),
     ("filters", "First-layer filters", _filters),
-    ("probe", "What the features know", _probe),
+    ("probe", "What the features know", probe),
     ("data", "Data skipped", _skipped),
 )
