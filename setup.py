@@ -13,6 +13,7 @@ setup(
     install_requires=[
         "absl-py",
         "array_record",
+        "av>=18",
         "chex",
         "dm-pix",
         "envpool>=1.2",

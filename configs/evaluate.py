@@ -27,6 +27,8 @@ def default():
         "data": {
             "name": placeholder(str),  # by default what the run was trained on
             "data_dir": placeholder(str),
+            "path": placeholder(str),  # of the data sets folder and videos
+            "annotations": placeholder(str),  # of videos: UCF101's or HMDB51's split files
             "label": placeholder(str),
             "batch_size": 48,
             "train_examples": 6000,

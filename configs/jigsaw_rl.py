@@ -25,7 +25,7 @@ OPTIONS = {
         "exp3",
         "q_learning",
     ),
-    "encoder": ("preset", "compact", "nature", "caffenet", "resnet18", "resnet50"),
+    "encoder": ("preset", "compact", "nature", "caffenet", "alexnet", "resnet18", "resnet50"),
 }
 
 
@@ -91,6 +91,9 @@ def default():
         "data": {
             "name": "atari_frames",
             "data_dir": placeholder(str),
+            "path": placeholder(str),  # of the data sets folder and videos
+            "annotations": placeholder(str),  # of videos: UCF101's or HMDB51's split files
+            "fold": 1,  # of these
             "splits": {
                 "train": placeholder(str),
                 "selection": placeholder(str),

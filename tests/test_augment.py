@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_jax.pretext import augment
+from ssl_jax.runtime.errors import InputError
 
 KEY = jax.random.key(0)
 pytestmark = pytest.mark.usefixtures("little_optimization")
@@ -96,3 +97,16 @@ def test_normalize_gives_mean_zero_and_deviation_one_per_channel():
 def test_normalize_keeps_a_flat_tile_flat():
     tiles = jnp.full((1, 9, 16, 16, 3), 0.7)
     np.testing.assert_allclose(augment.normalize(tiles), 0, atol=1e-4)
+
+
+def test_networks_see_pixels_normalised_or_from_minus_one_to_one():
+    tiles = jnp.asarray(pictures(2, 4, 4, 3))
+    np.testing.assert_array_equal(augment.scale(tiles, True), augment.normalize(tiles))
+    np.testing.assert_allclose(augment.scale(tiles, False), 2 * tiles - 1)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_shares_that_are_none_are_named(share):
+    with pytest.raises(InputError, match=r"config\.task\.puzzle\.grey must lie in \[0, 1\]"):
+        augment.check_shares("config.task.puzzle", color_jitter=0.0, grey=share)
+    augment.check_shares("config.task.puzzle", color_jitter=0.0, grey=1.0)

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from batches import assert_same_batches, take
 from PIL import Image
 
 from ssl_jax.data import clips, pipeline, sources
@@ -66,26 +67,20 @@ def outcome(records, start: int, stride: int, min_motion: float) -> str:
     return "static" if still else "good"
 
 
+def clips_once(source, *, frames=FRAMES, stride=(1, 1), min_motion=6, **options):
+    cut = clips.Cut(frames=frames, stride=stride, min_motion=min_motion)
+    options = {"batch_size": 8, "image_size": SIZE} | options
+    return clips.evaluation_clips(source, cut, pipeline.EvaluationOptions(**options))
+
+
 def evaluate(source, **options):
-    arguments = {"batch_size": 8, "frames": FRAMES, "stride": (1, 1), "image_size": SIZE, "min_motion": 6}
-    return list(clips.evaluation_clips(source, **arguments | options))
+    return list(clips_once(source, **options))
 
 
-def train(source, **options):
-    arguments = {"batch_size": 8, "frames": FRAMES, "stride": (1, 2), "image_size": SIZE, "seed": 0}
-    return clips.train_clips(source, **arguments | {"max_bad_share": 0.2} | options)
-
-
-def take(batches, number):
-    return [next(batches) for _ in range(number)]
-
-
-def assert_same_batches(first, second):
-    assert len(first) == len(second)
-    for some, other in zip(first, second, strict=True):
-        assert some.keys() == other.keys()
-        for field in some:
-            np.testing.assert_array_equal(some[field], other[field])
+def train(source, *, frames=FRAMES, stride=(1, 2), min_motion=clips.MIN_MOTION, **options):
+    cut = clips.Cut(frames=frames, stride=stride, min_motion=min_motion)
+    options = {"batch_size": 8, "image_size": SIZE, "seed": 0, "max_bad_share": 0.2} | options
+    return clips.train_clips(source, cut, pipeline.TrainOptions(**options))
 
 
 def test_motion_is_the_mean_absolute_difference_of_neighbours():
@@ -213,9 +208,7 @@ def test_opening_reads_a_few_frames_of_however_many():
 
     source = film(Long())
     batches = train(source)
-    evaluation = clips.evaluation_clips(
-        source, batch_size=2, frames=FRAMES, stride=(1, 1), image_size=SIZE, limit=10
-    )
+    evaluation = clips_once(source, min_motion=clips.MIN_MOTION, batch_size=2, limit=10)
     assert len(source.reads) <= 2 * FRAMES
     assert next(batches)["index"].max() > 10**7
     assert next(evaluation)["index"].tolist() == [0, 10**8]
@@ -244,8 +237,8 @@ def test_all_frames_of_a_clip_are_cropped_at_one_place():
 def test_atari_frames_have_clips(atari_tiny_dir):
     data = sources.make(name="atari_frames/tiny", data_dir=atari_tiny_dir)
     source = data.open("validation", ["episode", "step", "game"])
-    arguments = {"frames": 4, "stride": (1, 3), "image_size": ATARI}
-    batches = list(clips.evaluation_clips(source, batch_size=6, limit=12, **arguments))
+    options = {"batch_size": 6, "limit": 12, "image_size": ATARI}
+    batches = evaluate(source, frames=4, stride=(1, 3), min_motion=clips.MIN_MOTION, **options)
     assert sum(batch["mask"].sum() for batch in batches) == 12
     for batch in batches:
         for clip, start, episode, game in zip(

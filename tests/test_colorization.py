@@ -115,7 +115,7 @@ def test_targets_belong_to_the_window_that_is_seen():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"window": (300, 100)}, "colorization.puzzle.window=.* is larger than the images"),
+        ({"window": (300, 100)}, "colorization.puzzle.window=.* is larger than the pictures"),
         ({"window": (100, 100)}, "integer multiple"),
         ({"uniform": 0.0}, r"uniform must lie in \(0, 1\]"),
     ],
@@ -126,15 +126,6 @@ def test_options_that_do_not_fit_are_named(options, sentence):
 
 
 # Rare colours
-
-
-def test_the_prior_counts_the_answers():
-    images = np.zeros((4, 8, 8, 3), np.uint8)
-    images[3, :4, :, 0] = 255  # an eighth of all pixels is red
-    prior = colorization.prior(KEY, jnp.asarray(images), Colorization(size=(8, 8)), map_size=(2, 2))
-    expected = np.zeros(261)
-    expected[bin_of(0, 0)], expected[bin_of(80, 70)] = 7 / 8, 1 / 8
-    np.testing.assert_allclose(prior, expected, atol=1e-6)
 
 
 def test_weights_follow_the_formula_and_have_mean_one_over_the_answers():
@@ -176,6 +167,13 @@ def test_the_annealed_mean_lies_between_mean_and_mode():
     share = 0.3 ** (1 / 0.38) / (0.3 ** (1 / 0.38) + 0.7 ** (1 / 0.38))
     np.testing.assert_allclose(mean(0.38), [60 * share, 40 * share], atol=1e-3)
     np.testing.assert_allclose(mean(0.02), [0, 0], atol=1e-3)
+
+
+def test_lightness_is_what_is_left_of_a_picture_without_colours():
+    pictures = jnp.asarray(np.random.default_rng(0).random((2, 6, 5, 3), np.float32))
+    seen = colorization.lightness(pictures)
+    np.testing.assert_allclose(seen[..., 1], colorization.rgb_to_lab(pictures)[..., 0] / 100, atol=1e-6)
+    np.testing.assert_array_equal(seen, seen[..., ::-1])
 
 
 def test_painting_with_its_own_colours_gives_the_picture_again():
@@ -229,7 +227,8 @@ def striped(key, num):
 
 def test_the_colours_of_stripes_are_learned_from_their_lightness():
     task = Colorization(size=(32, 32))
-    prior = jax.jit(lambda key: colorization.prior(key, striped(key, 64), task, map_size=(4, 4)))(KEY)
+    answers = jax.jit(lambda key: colorization.puzzle(key, striped(key, 64), task, map_size=(4, 4))[1])(KEY)
+    prior = np.float32(np.bincount(np.ravel(answers), minlength=len(BINS)) / answers.size)
     assert set(np.flatnonzero(prior)) == {bin_of(40, 20), bin_of(10, -40)}
     weights = colorization.class_weights(prior, task.uniform)
 

@@ -88,9 +88,10 @@ def test_smoke_fills_its_work_directory(judged, run_dir):
     workdir, results = judged
     assert {path.name for path in workdir.iterdir()} >= {"config.json", "metrics.jsonl", "results.json"}
     assert {path.name for path in (workdir / "figures").iterdir()} == {
-        "neighbours_trained.png",
-        "neighbours_random.png",
-    }
+        f"{name}_{encoder}.png" for name in ("neighbours", "map") for encoder in ("trained", "random")
+    } | {f"{name}.png" for name in ("linear_probe", "retrieval_frame", "retrieval_clip", "retrieval_video",
+                                   "probe_by_category", "probe_by_game")}  # fmt: skip
+    assert "<title>" in (workdir / "report.html").read_text()
     stored = json.loads((workdir / "results.json").read_text())
     assert stored["final"] == pytest.approx(results["final"])
     assert stored["checkpoint"] == {"directory": str(run_dir), "which": "best", "step": 10}
@@ -144,7 +145,8 @@ def test_every_example_counts_once(run_dir, devices, monkeypatch):
     variables = evaluate.network_variables(evaluate.restore_encoder(setup, 10))
     alone = pretrain.feature_function(setup.run, variables, "conv2", (2, 1))
     source = around.data.open("test", ("game", "ram"))
-    whole_split = pipeline.load_arrays(source, image_size=setup.run.data.image_size)
+    options = pipeline.EvaluationOptions(batch_size=64, image_size=setup.run.data.image_size)
+    whole_split = pipeline.load_arrays(source, options)
     for place in (0, 17, 44):
         index = rows.fields["index"][place]
         np.testing.assert_array_equal(rows.fields["ram"][place], source[int(index)]["ram"])

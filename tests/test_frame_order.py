@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ssl_jax.networks.heads import FrameOrderHead, PuzzleNetwork
 from ssl_jax.networks.layers import Conv
-from ssl_jax.pretext import frame_order, jigsaw, permutations
+from ssl_jax.pretext import augment, frame_order, jigsaw, permutations
 from ssl_jax.pretext.frame_order import FrameOrder
 from ssl_jax.runtime.errors import InputError
 
@@ -93,14 +93,14 @@ def test_jitter_is_the_same_for_every_frame_and_place(around_motion):
 
 def test_windows_are_scaled_down_by_the_mean_of_blocks():
     frames = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(1, 1, 4, 6, 3)
-    small = np.asarray(frame_order.shrink(frames, (2, 3))) * 255
+    small = np.asarray(augment.shrink(frames, (2, 3))) * 255
     # The block of rows 2 and 3, columns 4 and 5: of red 48, 51, 66 and 69.
     np.testing.assert_allclose(small[0, 0, 1, 2], [58.5, 59.5, 60.5], rtol=1e-5)
     assert small.shape == (1, 1, 2, 3, 3)
     whole = FrameOrder(size=(20, 25), around_motion=False, normalize=False)
     clips = np.random.default_rng(0).integers(256, size=(2, FRAMES, 40, 50, 3), dtype=np.uint8)
     shown = puzzle(jax.random.key(0), clips, whole, train=True)
-    np.testing.assert_allclose(shown, 2 * frame_order.shrink(clips, (20, 25)) - 1, atol=1e-6)
+    np.testing.assert_allclose(shown, 2 * augment.shrink(clips, (20, 25)) - 1, atol=1e-6)
 
 
 # Colours

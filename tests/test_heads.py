@@ -221,6 +221,24 @@ def test_bfloat16_is_for_computing_only(tiles):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
+def test_cells_are_counted_by_their_class():
+    rng = np.random.default_rng(4)
+    logits, classes = rng.normal(size=(5, 3, 2, 6)), rng.integers(0, 5, (5, 3, 2))  # class 5 never occurs
+    mask = np.array([True, True, False, True, True])
+    lead = heads.margins(jnp.asarray(logits, jnp.float32), jnp.asarray(classes))
+    sums = heads.cell_sums(lead, jnp.asarray(classes), 6, jnp.asarray(mask))
+    expected = {name: np.zeros(6) for name in ("correct", "ratio", "count")}
+    for place in np.argwhere(np.broadcast_to(mask[:, None, None], classes.shape)):
+        of_cell, right = np.exp(logits[tuple(place)]), classes[tuple(place)]
+        other = np.delete(of_cell, right).max()
+        expected["correct"][right] += of_cell[right] > other
+        expected["ratio"][right] += of_cell[right] / other
+        expected["count"][right] += 1
+    assert_sums_equal(sums, expected)
+    assert sums["count"][5] == 0
+    assert sums["count"].sum() == 4 * 6
+
+
 # The head for the order of frames
 
 

@@ -5,6 +5,7 @@ import logging
 import hypothesis
 import numpy as np
 import pytest
+from batches import assert_same_batches, take
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -39,16 +40,16 @@ def odd(odd_pictures_dir):
     return sources.make(name="odd_pictures", data_dir=odd_pictures_dir, splits=splits)
 
 
-def take(batches, number: int) -> list[dict[str, np.ndarray]]:
-    return [next(batches) for _ in range(number)]
+def train(source, **options):
+    return pipeline.train_batches(source, pipeline.TrainOptions(**options))
 
 
-def assert_same_batches(first, second):
-    assert len(first) == len(second)
-    for some, other in zip(first, second, strict=True):
-        assert some.keys() == other.keys()
-        for field in some:
-            np.testing.assert_array_equal(some[field], other[field])
+def evaluate(source, **options):
+    return pipeline.evaluation_batches(source, pipeline.EvaluationOptions(**options))
+
+
+def load(source, **options):
+    return pipeline.load_arrays(source, pipeline.EvaluationOptions(batch_size=64, **options))
 
 
 # Decoding
@@ -125,7 +126,7 @@ def test_undersized():
 
 def test_batches_hold_the_pictures_of_their_indices(atari):
     source = atari.open("train")
-    batch = next(pipeline.train_batches(source, batch_size=4, image_size=ATARI, seed=0))
+    batch = next(train(source, batch_size=4, image_size=ATARI, seed=0))
     assert (batch["image"].shape, batch["image"].dtype) == ((4, 210, 160, 3), np.uint8)
     assert batch["index"].dtype == np.int64
     for image, index in zip(batch["image"], batch["index"], strict=True):
@@ -134,7 +135,7 @@ def test_batches_hold_the_pictures_of_their_indices(atari):
 
 def test_every_epoch_is_another_order_of_everything(atari):
     def order(seed):
-        batches = pipeline.train_batches(atari.open("selection"), batch_size=16, image_size=ATARI, seed=seed)
+        batches = train(atari.open("selection"), batch_size=16, image_size=ATARI, seed=seed)
         drawn = np.concatenate([batch["index"] for batch in take(batches, 10)])
         batches.close()
         return drawn.reshape(2, 80)
@@ -149,9 +150,7 @@ def test_every_epoch_is_another_order_of_everything(atari):
 
 def test_processes_share_every_epoch(atari):
     def read(batch_size, **process):
-        batches = pipeline.train_batches(
-            atari.open("selection"), batch_size=batch_size, image_size=ATARI, seed=3, **process
-        )
+        batches = train(atari.open("selection"), batch_size=batch_size, image_size=ATARI, seed=3, **process)
         drawn = take(batches, 5)
         batches.close()
         return drawn
@@ -169,14 +168,14 @@ def test_resume_goes_on_with_the_next_batch(odd):
     """Whatever was prefetched, whatever reads on: threads or workers, also with bad examples."""
     source = odd.open("train")
     arguments = {"batch_size": 16, "image_size": ODD, "seed": 5}
-    straight = pipeline.train_batches(source, **arguments)
+    straight = train(source, **arguments)
     expected = take(straight, 20)
-    stopped = pipeline.train_batches(source, **arguments, threads=3, prefetch=6)
+    stopped = train(source, **arguments, threads=3, prefetch=6)
     take(stopped, 7)
     state = json.loads(json.dumps(stopped.get_state()))
     stopped.close()
     for reading in ({"threads": 1, "prefetch": 1}, {"workers": 2}):
-        resumed = pipeline.train_batches(source, **arguments, **reading)
+        resumed = train(source, **arguments, **reading)
         if "threads" in reading:
             take(resumed, 1)  # What was read before the state was set does not matter.
         resumed.set_state(state)
@@ -190,7 +189,7 @@ def test_resume_goes_on_with_the_next_batch(odd):
 
 def test_bad_examples_are_skipped_counted_and_named_once(odd, caplog):
     with caplog.at_level(logging.WARNING):
-        batches = pipeline.train_batches(odd.open("train"), batch_size=20, image_size=ODD, seed=0)
+        batches = train(odd.open("train"), batch_size=20, image_size=ODD, seed=0)
         drawn = take(batches, 20)  # two epochs
         batches.close()
     indices = np.concatenate([batch["index"] for batch in drawn])
@@ -209,9 +208,7 @@ def test_bad_examples_are_skipped_counted_and_named_once(odd, caplog):
 
 
 def test_too_many_bad_examples_stop_the_run(odd):
-    batches = pipeline.train_batches(
-        odd.open("train"), batch_size=20, image_size=ODD, seed=0, max_bad_share=0.01
-    )
+    batches = train(odd.open("train"), batch_size=20, image_size=ODD, seed=0, max_bad_share=0.01)
     with pytest.raises(InputError, match=r"odd_pictures train, example \d+.*0\.01.*max_bad_share"):
         take(batches, 20)
     assert batches.skipped.read >= pipeline.MIN_READ
@@ -220,7 +217,7 @@ def test_too_many_bad_examples_stop_the_run(odd):
 
 def test_nothing_but_bad_examples_stops_the_run(odd):
     for share in (0.05, 1.0):
-        batches = pipeline.train_batches(
+        batches = train(
             odd.open("train"),
             batch_size=2,
             image_size=ODD,
@@ -235,16 +232,16 @@ def test_nothing_but_bad_examples_stops_the_run(odd):
 
 def test_a_state_of_other_data_is_refused(atari):
     arguments = {"batch_size": 4, "image_size": ATARI, "seed": 0}
-    state = pipeline.train_batches(atari.open("train"), **arguments).get_state()
+    state = train(atari.open("train"), **arguments).get_state()
     with pytest.raises(InputError, match="has 80 examples, but the saved run read 320"):
-        pipeline.train_batches(atari.open("selection"), **arguments).set_state(state)
+        train(atari.open("selection"), **arguments).set_state(state)
 
 
 @pytest.mark.parametrize("argument", ["batch_size", "seed", "workers", "threads", "prefetch"])
 def test_numbers_too_small_are_refused(atari, argument):
     arguments = {"batch_size": 4, "image_size": ATARI, "seed": 0} | {argument: -1}
     with pytest.raises(InputError, match=f"{argument} is -1"):
-        pipeline.train_batches(atari.open("train"), **arguments)
+        train(atari.open("train"), **arguments)
 
 
 # Evaluation
@@ -255,7 +252,7 @@ def test_evaluation_counts_every_good_example_once(odd, process_count):
     source = odd.open("train", ["label"])
     shards = [
         list(
-            pipeline.evaluation_batches(
+            evaluate(
                 source,
                 batch_size=24,
                 image_size=ODD,
@@ -278,7 +275,7 @@ def test_evaluation_counts_every_good_example_once(odd, process_count):
 
 
 def test_evaluation_is_in_order_and_crops_in_the_middle(odd):
-    (batch,) = pipeline.evaluation_batches(odd.open("test"), batch_size=9, image_size=(40, 50))
+    (batch,) = evaluate(odd.open("test"), batch_size=9, image_size=(40, 50))
     np.testing.assert_array_equal(batch["index"], [*range(8), -1])
     np.testing.assert_array_equal(batch["mask"], [True] * 8 + [False])
     # Test picture i is picture 22 + i, of that value.
@@ -287,18 +284,18 @@ def test_evaluation_is_in_order_and_crops_in_the_middle(odd):
 
 def test_load_arrays(odd, caplog):
     skipped = pipeline.Skipped()
-    arrays = pipeline.load_arrays(odd.open("train", ["label"]), image_size=ODD, skipped=skipped)
+    arrays = load(odd.open("train", ["label"]), image_size=ODD, skipped=skipped)
     good = [i for i in range(200) if i not in BAD]
     np.testing.assert_array_equal(arrays["index"], good)
     np.testing.assert_array_equal(arrays["label"], np.array(good) % 4)
     np.testing.assert_array_equal(arrays["image"][:, 24, 25, 1], good)
     assert (skipped.read, skipped.bad) == (200, 3)
-    few = pipeline.load_arrays(odd.open("train"), image_size=ODD, limit=10)
+    few = load(odd.open("train"), image_size=ODD, limit=10)
     np.testing.assert_array_equal(few["index"], np.arange(0, 200, 20))
     with pytest.raises(InputError, match="None of the examples of odd_pictures test"):
-        pipeline.load_arrays(odd.open("test"), image_size=ODD, min_size=(99, 99))
+        load(odd.open("test"), image_size=ODD, min_size=(99, 99))
 
 
 def test_evaluation_stops_at_too_many_bad_examples(odd):
     with pytest.raises(InputError, match="undersized"):
-        pipeline.load_arrays(odd.open("train"), image_size=ODD, min_size=(46, 46))
+        load(odd.open("train"), image_size=ODD, min_size=(46, 46))

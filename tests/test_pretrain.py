@@ -269,6 +269,18 @@ def test_validation_names_the_worst_group():
     assert metrics["val/accuracy"] == pytest.approx(0.55)
 
 
+def test_where_classes_differ_in_number_their_mean_is_the_balanced_accuracy():
+    seen = Evaluation(accuracy=jnp.asarray([0.9, 0.1, 0.5]), ratio=jnp.asarray([9.0, 0.1, 1.0]))
+    metrics = pretrain.validation_metrics(
+        {"colorization": seen, "spatial": seen}, {"colorization": np.array([80, 10, 10])}
+    )
+    assert metrics["val/colorization/accuracy"] == pytest.approx(0.72 + 0.01 + 0.05)
+    assert metrics["val/colorization/balanced_accuracy"] == pytest.approx(0.5)
+    assert metrics["val/colorization/worst_group_accuracy"] == pytest.approx(0.1)
+    assert metrics["val/accuracy"] == pytest.approx(0.5)
+    assert "val/spatial/balanced_accuracy" not in metrics
+
+
 def test_steps_learn_what_the_meter_measures():
     """Left is red and right is blue: after a few steps both orders are told apart, held out too."""
     setup = make_setup(

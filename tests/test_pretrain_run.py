@@ -288,6 +288,44 @@ def test_a_run_of_several_tasks_goes_on_where_it_was_stopped(tmp_path):
     assert {path.stem for path in (whole / "figures").iterdir()} >= {"spatial", "temporal", "rotation"}
 
 
+COLORS = f"{runs.ROOT / 'configs' / 'spatiotemporal_rl.py'}:smoke,tasks=none,extra=colorization"
+
+
+def test_a_run_that_colours_pictures_keeps_its_prior(tmp_path, monkeypatch):
+    """Counted in the training pictures before the first step, and read from the checkpoint after a stop."""
+    overrides = NO_PROBE | {"data.image_size": (132, 130), "train.steps": 6, "train.checkpoint_every": 3}
+    config = config_lib.load(COLORS, {key: str(value) for key, value in overrides.items()})
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    results = pretrain.run(config, whole)
+    shutil.copytree(whole, parted)
+    shutil.rmtree(parted / "checkpoints" / "6")
+    (parted / "results.json").unlink()
+    monkeypatch.delattr(pretrain, "measure_priors")
+    pretrain.run(config, parted)
+    ends = [restore_raw(path / "checkpoints") for path in (whole, parted)]
+    assert all(int(end["step"]) == 6 for end in ends)
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+
+    prior = np.asarray(ends[0]["prior"]["colorization"])
+    assert (prior.shape, prior.dtype) == ((261,), np.float32)
+    assert prior.sum() == pytest.approx(1, abs=1e-5)
+    assert 0.2 < prior.max() < 1
+    final, seen = results["final"], results["validation"]["colorization"]
+    assert final["val/colorization/chance"] == pytest.approx(prior.max())
+    share = np.divide(seen["class_count"], sum(seen["class_count"]))
+    assert 1 < len(seen["class"]) < 261
+    assert final["val/colorization/accuracy"] == pytest.approx(
+        np.dot(seen["class_accuracy"], share), abs=1e-6
+    )
+    assert final["val/colorization/balanced_accuracy"] == pytest.approx(np.mean(seen["class_accuracy"]))
+    lines = metrics_lib.read(whole / "metrics.jsonl")
+    (line,) = [line for line in lines if "val/accuracy" in line]
+    assert line["val/accuracy"] == line["val/colorization/balanced_accuracy"]
+    losses = [line["train/colorization/loss"] for line in lines if "train/colorization/loss" in line]
+    assert losses[0] == pytest.approx(np.log(261), rel=0.5)  # all colours alike, rare ones weighted up
+    assert {path.stem for path in (whole / "figures").iterdir()} >= {"colorization", "filters"}
+
+
 def test_clips_of_tasks_in_one_run_have_one_length():
     config = config_lib.load(f"{runs.ROOT / 'configs' / 'spatiotemporal_rl.py'}:smoke,extra=arrow_of_time")
     config.arrow_of_time.puzzle.frames = 3

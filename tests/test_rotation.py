@@ -63,7 +63,7 @@ def test_each_defence_can_be_switched_on_and_off(defence, value):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"window": (160, 170)}, r"window=\(160, 170\) is larger than the images, .*\(210, 160\)"),
+        ({"window": (160, 170)}, r"window=\(160, 170\) is larger than the pictures, .*\(210, 160\)"),
         ({"window": (160, 128)}, "integer multiple"),
         ({"window": (72, 72)}, "integer multiple"),
         ({"window": (16, 16)}, "integer multiple"),

@@ -4,15 +4,16 @@ import pytest
 
 from ssl_jax.data.atari_frames import ram_labels
 from ssl_jax.evaluation import state_probe
+from ssl_jax.evaluation.features import Rows, collect
 
 GAME = "breakout"
 PROTOCOL = state_probe.Protocol()
 
 
-def frames(ram, features, digest=None, game=0) -> state_probe.Frames:
+def frames(ram, features, digest=None, game=0) -> Rows:
     """Frames with RAM [N, 128], features {encoder: [N, D]} and, unless given, all different digests."""
     digest = [f"{id(ram)}-{row}" for row in range(len(ram))] if digest is None else digest
-    return state_probe.Frames(features, ram, np.full(len(ram), game), np.array(digest))
+    return Rows(features, {"ram": ram, "game": np.full(len(ram), game), "digest": np.array(digest)})
 
 
 def random_splits(number=300, levels=4, seed=0):
@@ -66,7 +67,7 @@ def test_variables_of_low_entropy_are_dropped():
     splits = random_splits(number=80)
     for split in splits.values():
         # A quarter of the frames differ: 0.5623 nats, below the 0.6 of the paper.
-        split.ram[:, ram_labels(GAME)["player_x"]] = np.arange(80) % 4 == 0
+        split.fields["ram"][:, ram_labels(GAME)["player_x"]] = np.arange(80) % 4 == 0
     scores = state_probe.probe_game(GAME, splits, PROTOCOL)
     assert scores["knows"].keys() == ram_labels(GAME).keys() - {"player_x"}
     lower = state_probe.Protocol(min_entropy=0.5)
@@ -76,10 +77,10 @@ def test_variables_of_low_entropy_are_dropped():
 def test_test_frames_that_are_in_train_are_dropped():
     splits = one_variable("ball_x", [5] * 6 + [9] * 4, [5, 9, 9, 9])
     # The last two were seen in training. One 5 and one 9 are left: F1 of 5 is 2 / 3, its weight 1 / 2.
-    splits["test"].digest[2:] = splits["train"].digest[:2]
+    splits["test"].fields["digest"][2:] = splits["train"].fields["digest"][:2]
     scores = state_probe.probe_game(GAME, splits, PROTOCOL)
     assert scores["majority"] == {"ball_x": pytest.approx(1 / 3)}
-    splits["test"].digest[:] = splits["train"].digest[0]
+    splits["test"].fields["digest"][:] = splits["train"].fields["digest"][0]
     assert state_probe.probe_game(GAME, splits, PROTOCOL) == {}
 
 
@@ -87,7 +88,8 @@ def test_a_game_with_nothing_to_probe_gives_nothing():
     splits = one_variable("ball_x", [5] * 10, [5] * 4)
     assert state_probe.probe_game(GAME, splits, PROTOCOL) == {}
     for split in ("train", "validation", "test"):
-        empty = splits | {split: splits[split].where(np.zeros(len(splits[split].game), bool))}
+        none = np.zeros(len(splits[split].fields["game"]), bool)
+        empty = splits | {split: splits[split].where(none)}
         assert state_probe.probe_game(GAME, empty, state_probe.Protocol(min_entropy=-1.0)) == {}
 
 
@@ -128,15 +130,16 @@ def test_collect_keeps_the_rows_with_a_mask():
         "mean": lambda image: jnp.asarray(image, jnp.float32).mean((1, 2)),
         "pixel": lambda image: image[:, 0, 0].astype(np.float32),
     }
-    kept = state_probe.collect(iter(batches), encoders)
+    kept = collect(state_probe.with_digest(iter(batches)), encoders)
     good = np.stack([images[0][0], images[0][1], images[0][3], images[1][0]])
     np.testing.assert_allclose(kept.features["mean"], good.mean((1, 2)), rtol=1e-5)
     np.testing.assert_array_equal(kept.features["pixel"], good[:, 0, 0])
-    np.testing.assert_array_equal(kept.ram[:, 0], [0, 0, 0, 1])
-    np.testing.assert_array_equal(kept.game, [0, 1, 0, 0])
+    np.testing.assert_array_equal(kept.fields["ram"][:, 0], [0, 0, 0, 1])
+    np.testing.assert_array_equal(kept.fields["game"], [0, 1, 0, 0])
     # The same picture has the same digest, and no other has it.
-    assert kept.digest[0] == kept.digest[3]
-    assert len(set(kept.digest)) == 3
+    digest = kept.fields["digest"]
+    assert digest[0] == digest[3]
+    assert len(set(digest)) == 3
 
 
 def test_evaluate_keeps_games_apart():
@@ -163,6 +166,14 @@ def test_evaluate_keeps_games_apart():
     for game in games:
         assert min(scores[game]["pixel"].values()) == 1
         assert max(scores[game]["majority"].values()) < 0.5
+
+
+def test_a_split_of_padding_alone_gives_no_scores():
+    batch = {"image": pictures(2, 0), "ram": np.zeros((2, 128), np.uint8), "game": np.zeros(2, int)}
+    batch["mask"] = np.zeros(2, bool)
+    splits = {split: [batch] for split in ("train", "validation", "test")}
+    encoders = {"pixel": lambda image: image[:, 0, 0].astype(np.float32)}
+    assert list(state_probe.evaluate(encoders, splits, ("breakout",), PROTOCOL)) == []
 
 
 def test_summary_by_hand():

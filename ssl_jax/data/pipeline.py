@@ -23,13 +23,24 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from ssl_jax.data.sources import Source
+from ssl_jax.data.sources import Source, TooLargeError
 from ssl_jax.runtime.errors import InputError
 
 MIN_READ = 100  # examples to read before the share of bad ones can stop a run
 MAX_REDRAWS = 100  # random draws for one position, all of them bad, after which it is given up
+# What pictures may be. Other readers of Pillow start programs (EPS) or have never met hostile files.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+TURNS = {  # EXIF orientation -> how to turn what is stored into what is shown
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
-Bad = tuple[int, str, str]  # index in the source, cause, details
+Bad = tuple[int, str, str]  # index in the source, cause, what to say of it
 
 
 class Reading(NamedTuple):
@@ -66,8 +77,10 @@ class Skipped:
         read: examples read so far, bad ones and repetitions in later epochs included; of clips, their
             frames.
         bad: bad ones among them.
-        causes: (name of the source, index) -> `unreadable` or `undersized`, for each bad example.
+        causes: (name of the source, index) -> `unreadable`, `undersized` or `too large`, for each bad
+            example.
         refused: cause -> how often good examples were refused; they stop no run.
+        told: (name of the source, index) -> what the log said of a bad example, in this process.
     """
 
     max_share: float = 0.05
@@ -75,6 +88,7 @@ class Skipped:
     bad: int = 0
     causes: dict[tuple[str, int], str] = dataclasses.field(default_factory=dict)
     refused: dict[str, int] = dataclasses.field(default_factory=dict)
+    told: dict[tuple[str, int], str] = dataclasses.field(default_factory=dict, compare=False)
 
     def counts(self) -> dict[str, int]:
         """Returns how many different examples were skipped for each cause."""
@@ -94,15 +108,84 @@ class Skipped:
         for index, cause, details in bad:
             if (source_name, index) not in self.causes:
                 self.causes[source_name, index] = cause
-                logging.warning("Skipped %s: %s, example %d (%s).", cause, source_name, index, details)
+                self.told[source_name, index] = details
+                logging.warning("Skipped %s: %s, %s.", cause, source_name, details)
         if self.read >= MIN_READ and self.bad > self.max_share * self.read:
             counts = ", ".join(f"{count} {cause}" for cause, count in self.counts().items())
-            first = "; ".join(f"{name}, example {index}" for name, index in [*self.causes][:5])
+            first = "; ".join(
+                f"{name}, {self.told.get((name, index), f'example {index}')}"
+                for name, index in [*self.causes][:5]
+            )
             raise InputError(
                 f"{self.bad} of the {self.read} examples read could not be used ({counts} different"
                 f" ones, the first: {first}), which is more than the share of {self.max_share:g}"
                 " that is allowed: mend the data set or raise max_bad_share."
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a split is read, by this process and the others.
+
+    Attributes:
+        batch_size: rows in a batch of this process.
+        image_size: height and width in pixels; see `decode_image`.
+        min_size: height and width below which a picture is skipped; None is half of `image_size`.
+        threads: decoding threads.
+        prefetch: batches to keep ready.
+        process_index: which of the processes this is.
+        process_count: processes that share the examples.
+    """
+
+    batch_size: int
+    image_size: tuple[int, int]
+    min_size: tuple[int, int] | None = None
+    threads: int = 2
+    prefetch: int = 4
+    process_index: int = 0
+    process_count: int = 1
+
+    @property
+    def decoding(self) -> dict[str, tuple[int, int]]:
+        """Arguments of `decode_image`."""
+        return {"image_size": self.image_size, "min_size": self.min_size or half(self.image_size)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions(Options):
+    """How a split is read for ever.
+
+    Attributes:
+        seed: not negative; decides order and crops.
+        max_bad_share: share of skipped examples above which the run stops with an `InputError`.
+        workers: processes that decode. With 0, threads of this process do, which is enough as long
+            as decoding takes fewer cores than Pillow leaves the interpreter free for.
+
+    Raises:
+        InputError: a number is too small.
+    """
+
+    seed: int
+    max_bad_share: float = 0.05
+    workers: int = 0
+
+    def __post_init__(self):
+        for name, least in (("batch_size", 1), ("seed", 0), ("workers", 0), ("threads", 1), ("prefetch", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationOptions(Options):
+    """How a split is read once.
+
+    Attributes:
+        limit: reads this many examples, evenly spread over the split, instead of all.
+        skipped: counts the examples that cannot be used; None starts a new count.
+    """
+
+    limit: int | None = None
+    skipped: Skipped | None = None
 
 
 def decode_image(
@@ -114,8 +197,9 @@ def decode_image(
     """Decodes a picture to RGB of a given size.
 
     A picture of just this size keeps its pixels. Any other is scaled (bilinear, antialiased) until
-    it just covers the size, and cropped: at a random place with `rng`, else in the middle. Grey and
-    palette pictures become RGB; transparency is dropped.
+    it just covers the size, and cropped: at a random place with `rng`, else in the middle. Pictures are
+    turned as their EXIF orientation asks for; grey, 16-bit grey, palette and CMYK pictures become RGB;
+    what is transparent is shown on white; of an animation the first picture is taken.
 
     Args:
         encoded: the bytes of a JPEG, PNG, ... file.
@@ -128,15 +212,25 @@ def decode_image(
 
     Raises:
         UndersizedError: the picture is smaller than `min_size`.
+        TooLargeError: it has more pixels than `Image.MAX_IMAGE_PIXELS`; Pillow raises its own for twice
+            as many.
         Exception: anything else that Pillow's readers raise at broken files.
     """
     height, width = image_size
-    image = Image.open(io.BytesIO(encoded))
-    if image.height < min_size[0] or image.width < min_size[1]:
-        raise UndersizedError(f"{image.height} x {image.width}, needed are {min_size[0]} x {min_size[1]}")
-    image.draft("RGB", (width, height))  # Lets JPEG decode at 1/2, 1/4 or 1/8 if that covers.
-    if image.mode != "RGB":
-        image = image.convert("RGB")
+    image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    if Image.MAX_IMAGE_PIXELS and image.height * image.width > Image.MAX_IMAGE_PIXELS:
+        raise TooLargeError(f"{image.height} x {image.width}, accepted are {Image.MAX_IMAGE_PIXELS} pixels")
+    if image.format not in ("JPEG", "MPO"):
+        image.load()  # Of other formats the notes may come after the picture; TIFF is turned here.
+    turn = orientation(image)
+    swap = slice(None, None, -1 if turn >= 5 else 1)  # They turn rows into columns.
+    rows, columns = (image.height, image.width)[swap]
+    if rows < min_size[0] or columns < min_size[1]:
+        raise UndersizedError(f"{rows} x {columns}, needed are {min_size[0]} x {min_size[1]}")
+    image.draft("RGB", (width, height)[swap])  # Lets JPEG decode at 1/2, 1/4 or 1/8 if that covers.
+    image = to_rgb(image)
+    if turn in TURNS:
+        image = image.transpose(TURNS[turn])
     if (image.height, image.width) != image_size:
         scale = max(height / image.height, width / image.width)
         rows, columns = height / scale, width / scale  # what the crop covers of the picture
@@ -147,19 +241,65 @@ def decode_image(
     return np.asarray(image)
 
 
+def orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation of a picture: one of `TURNS`, or 1 (upright)."""
+    try:
+        turn = image.getexif().get(0x0112)
+    # Notes can be broken in every way. The picture is whole, and shown as it is stored.
+    except Exception:
+        return 1
+    return turn if turn in TURNS else 1
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Returns a picture in RGB, on white where it is transparent.
+
+    Raises:
+        ValueError: its numbers have no known range.
+    """
+    if image.mode.startswith("I;16"):  # Pillow itself would cut at 255.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pictures of mode {image.mode} have no known white")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
 def read_picture(index: int, rng: np.random.Generator | None, *, source: Source, **decoding: Any) -> Reading:
     """Reads and decodes one example: its fields, with `image` as uint8 [height, width, 3].
 
     `decoding` are the arguments of `decode_image`.
     """
-    try:
-        example = source[index]
-        return Reading(example | {"image": decode_image(example["image"], rng=rng, **decoding)}, 1)
-    except UndersizedError as error:
-        return Reading(None, 1, bad=(index, "undersized", str(error)))
+    return read_next(source.read([index]), index, rng, source=source, **decoding)
+
+
+def read_next(
+    examples: Iterator[dict[str, Any]],
+    index: int,
+    rng: np.random.Generator | None,
+    *,
+    source: Source,
+    **decoding: Any,
+) -> Reading:
+    """Reads and decodes the next of several examples, `index` of a source; see `Source.read`."""
     # Broken files make Pillow, and broken records make the reader, raise errors of every kind.
+    try:
+        example = next(examples)
+        return Reading(example | {"image": decode_image(example["image"], rng=rng, **decoding)}, 1)
     except Exception as error:
-        return Reading(None, 1, bad=(index, "unreadable", f"{type(error).__name__}: {error}"))
+        return Reading(None, 1, bad=blame(index, source, error))
+
+
+def blame(index: int, source: Source, error: Exception) -> Bad:
+    """What is to be said of an example that cannot be used because of an error."""
+    what = source.describe(index)
+    if isinstance(error, UndersizedError):
+        return index, "undersized", f"{what} ({error})"
+    if isinstance(error, TooLargeError | Image.DecompressionBombError):
+        return index, "too large", f"{what} ({error})"
+    return index, "unreadable", f"{what} ({type(error).__name__}: {error})"
 
 
 def _train_batch(
@@ -169,15 +309,13 @@ def _train_batch(
     read: Reader,
     field: str,
     num_examples: int,
-    seed: int,
-    process_index: int,
-    process_count: int,
+    options: TrainOptions,
 ) -> dict[str, Any]:
     """Reads batch `number` of a process: the examples `indices`, with others for those not to be used."""
     rows, used, readings = [], [], []
     for slot, index in enumerate(indices):
-        position = process_index + process_count * (number * len(indices) + slot)
-        rng = np.random.default_rng([seed, position])
+        position = options.process_index + options.process_count * (number * len(indices) + slot)
+        rng = np.random.default_rng([options.seed, position])
         for _ in range(MAX_REDRAWS):
             reading = read(int(index), rng)
             readings.append(reading._replace(arrays=None))
@@ -203,23 +341,19 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
         skipped: the examples that could not be used, of the batches handed out.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        batches: grain.MapDataset,
-        max_bad_share: float,
-        **prefetching: int,
-    ):
-        self.skipped = Skipped(max_bad_share)
+    def __init__(self, source: Source, batches: grain.MapDataset, options: TrainOptions):
+        self.skipped = Skipped(options.max_bad_share)
         self._source = source
         self._batches = batches
-        self._prefetching = prefetching
+        self._options = options
         self._number = 0
         self._iterator = None
 
     def __next__(self) -> dict[str, np.ndarray]:
         if self._iterator is None:
-            self._iterator = _prefetched(self._batches[self._number :], **self._prefetching)
+            self._iterator = _prefetched(
+                self._batches[self._number :], self._options, workers=self._options.workers
+            )
         batch = next(self._iterator)
         readings = batch.pop("readings")
         self.skipped.add(self._source.name, readings)
@@ -273,117 +407,45 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
             self._iterator = None
 
 
-def train_batches(
-    source: Source,
-    *,
-    batch_size: int,
-    image_size: tuple[int, int],
-    seed: int,
-    min_size: tuple[int, int] | None = None,
-    max_bad_share: float = 0.05,
-    workers: int = 0,
-    threads: int = 2,
-    prefetch: int = 4,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> TrainBatches:
+def train_batches(source: Source, options: TrainOptions) -> TrainBatches:
     """Reads a split for ever, in another random order in every epoch.
 
     Every epoch of all processes together holds every example once. An example that cannot be used
     is skipped: a random other one, the same in every run, takes its place.
 
-    Args:
-        source: the split.
-        batch_size: examples in a batch of this process.
-        image_size: height and width in pixels; see `decode_image`.
-        seed: not negative; decides order and crops.
-        min_size: height and width below which a picture is skipped; None is half of `image_size`.
-        max_bad_share: share of skipped examples above which the run stops with an `InputError`.
-        workers: processes that decode. With 0, threads of this process do, which is enough as long
-            as decoding takes fewer cores than Pillow leaves the interpreter free for.
-        threads: decoding threads where there are no workers.
-        prefetch: batches to keep ready.
-        process_index: which of the processes this is.
-        process_count: processes that share the examples.
-
     Raises:
-        InputError: a number is too small. Reading batches raises it for too many bad examples.
+        InputError: while batches are read, for too many bad examples.
     """
-    read = functools.partial(
-        read_picture, source=source, image_size=image_size, min_size=min_size or half(image_size)
-    )
     return endless(
-        source,
-        read,
-        "image",
-        batch_size=batch_size,
-        seed=seed,
-        max_bad_share=max_bad_share,
-        workers=workers,
-        threads=threads,
-        prefetch=prefetch,
-        process_index=process_index,
-        process_count=process_count,
+        source, functools.partial(read_picture, source=source, **options.decoding), "image", options
     )
 
 
-def endless(
-    source: Source,
-    read: Reader,
-    field: str,
-    *,
-    batch_size: int,
-    seed: int,
-    max_bad_share: float,
-    workers: int,
-    threads: int,
-    prefetch: int,
-    process_index: int,
-    process_count: int,
-) -> TrainBatches:
+def endless(source: Source, read: Reader, field: str, options: TrainOptions) -> TrainBatches:
     """Batches {field: [B, ...], "index": int64 [B]} of what `read` makes of a split, for ever.
 
-    The other arguments and errors are those of `train_batches`; `read` goes to worker processes.
+    Errors are those of `train_batches`; `read` goes to worker processes.
     """
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("seed", seed, 0),
-        ("workers", workers, 0),
-        ("threads", threads, 1),
-        ("prefetch", prefetch, 1),
-    ):
-        if value < least:
-            raise InputError(f"{name} is {value}, but must be at least {least}.")
     # grain shuffles epoch k with seed + k: seeds next to each other would share epochs.
-    shuffle_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    shuffle_seed = int(np.random.SeedSequence(options.seed).generate_state(1)[0])
     indices = grain.MapDataset.range(len(source)).shuffle(seed=shuffle_seed).repeat()
+    make = functools.partial(_train_batch, read=read, field=field, num_examples=len(source), options=options)
     batches = (
-        indices[process_index::process_count]
-        .batch(batch_size, drop_remainder=True)
-        .map_with_index(
-            functools.partial(
-                _train_batch,
-                read=read,
-                field=field,
-                num_examples=len(source),
-                seed=seed,
-                process_index=process_index,
-                process_count=process_count,
-            )
-        )
+        indices[options.process_index :: options.process_count]
+        .batch(options.batch_size, drop_remainder=True)
+        .map_with_index(make)
     )
-    return TrainBatches(source, batches, max_bad_share, workers=workers, threads=threads, prefetch=prefetch)
+    return TrainBatches(source, batches, options)
 
 
-def _prefetched(
-    batches: grain.MapDataset, *, workers: int, threads: int, prefetch: int
-) -> grain.DatasetIterator:
+def _prefetched(batches: grain.MapDataset, options: Options, *, workers: int = 0) -> grain.DatasetIterator:
     if workers:
         if not flags.FLAGS.is_parsed():  # grain asks for flags; a notebook or a test parses none.
             flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(workers, max(1, prefetch // workers))
-        return iter(batches.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(options))
-    return iter(batches.to_iter_dataset(grain.ReadOptions(threads, max(prefetch, threads))))
+        multiprocessing = grain.MultiprocessingOptions(workers, max(1, options.prefetch // workers))
+        return iter(batches.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(multiprocessing))
+    threads = options.threads
+    return iter(batches.to_iter_dataset(grain.ReadOptions(threads, max(options.prefetch, threads))))
 
 
 def half(image_size: tuple[int, int]) -> tuple[int, int]:
@@ -391,36 +453,17 @@ def half(image_size: tuple[int, int]) -> tuple[int, int]:
     return (image_size[0] + 1) // 2, (image_size[1] + 1) // 2
 
 
-def evaluation_batches(
-    source: Source,
-    *,
-    batch_size: int,
-    image_size: tuple[int, int],
-    limit: int | None = None,
-    min_size: tuple[int, int] | None = None,
-    skipped: Skipped | None = None,
-    threads: int = 2,
-    prefetch: int = 4,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
+def evaluation_batches(source: Source, options: EvaluationOptions) -> Iterator[dict[str, np.ndarray]]:
     """Reads a split once, in order.
 
     Every process gets the same number of batches of the same size. Rows that fill up the last ones,
     and rows of examples that cannot be used, are zero and have `mask` False: a sum over rows with
-    `mask` counts every good example once, over all processes together.
+    `mask` counts every good example once, over all processes together. Pictures of another size than
+    `options.image_size` are cropped in the middle.
 
     Args:
         source: the split, opened with the fields that the batches shall have.
-        batch_size: rows in a batch of this process.
-        image_size: height and width in pixels; other pictures are cropped in the middle.
-        limit: reads this many examples, evenly spread over the split, instead of all.
-        min_size: as in `train_batches`.
-        skipped: counts the examples that cannot be used; None starts a new count.
-        threads: decoding threads.
-        prefetch: batches to keep ready.
-        process_index: which of the processes this is.
-        process_count: processes that share the examples.
+        options: how it is read.
 
     Yields:
         {"image": uint8 [B, H, W, 3], "mask": bool [B], "index": int64 [B] (-1 where it fills up),
@@ -429,21 +472,13 @@ def evaluation_batches(
     Raises:
         InputError: too many examples cannot be used.
     """
-    read = functools.partial(
-        read_picture, source=source, image_size=image_size, min_size=min_size or half(image_size)
-    )
-    starts = spread(len(source), limit)
-    yield from once(
+    starts = spread(len(source), options.limit)
+    return once(
         source,
-        read,
+        functools.partial(read_picture, source=source, **options.decoding),
         np.stack([starts, starts + 1], axis=1),
-        source.blank() | {"image": np.zeros((*image_size, 3), np.uint8)},
-        batch_size=batch_size,
-        skipped=skipped,
-        threads=threads,
-        prefetch=prefetch,
-        process_index=process_index,
-        process_count=process_count,
+        source.blank() | {"image": np.zeros((*options.image_size, 3), np.uint8)},
+        options,
     )
 
 
@@ -458,13 +493,7 @@ def once(
     read: Reader,
     stretches: np.ndarray,
     blank: dict[str, np.ndarray],
-    *,
-    batch_size: int,
-    skipped: Skipped | None,
-    threads: int,
-    prefetch: int,
-    process_index: int,
-    process_count: int,
+    options: EvaluationOptions,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Reads one example of each stretch of a split: the first that can be used.
 
@@ -473,19 +502,19 @@ def once(
         read: makes the examples.
         stretches: int [N, 2], where each begins and where it ends.
         blank: the fields of an example that is not there, by their names.
-        batch_size: and all others as in `evaluation_batches`.
+        options: how it is read; its `limit` is in the stretches.
 
     Yields:
         {field: [B, ...] for each of `blank`, "mask": bool [B], "index": int64 [B]}; where no example of
         a stretch can be used the index is that of the first.
     """
-    skipped = Skipped() if skipped is None else skipped
-    steps = -(-len(stretches) // (batch_size * process_count))
-    slots = np.full((steps * process_count * batch_size, 2), -1)
-    slots[: len(stretches)] = stretches
-    mine = slots.reshape(steps, process_count, batch_size, 2)[:, process_index]
+    skipped = Skipped() if options.skipped is None else options.skipped
+    steps = -(-len(stretches) // (options.batch_size * options.process_count))
+    slots = np.full((steps, options.process_count, options.batch_size, 2), -1)
+    slots.reshape(-1, 2)[: len(stretches)] = stretches
+    mine = slots[:, options.process_index]
     batches = grain.MapDataset.source(mine).map(functools.partial(_evaluation_batch, read=read, blank=blank))
-    iterator = _prefetched(batches, workers=0, threads=threads, prefetch=prefetch)
+    iterator = _prefetched(batches, options)
     try:
         for batch in iterator:
             skipped.add(source.name, batch.pop("readings"))
@@ -509,34 +538,17 @@ def _evaluation_batch(stretches: np.ndarray, *, read: Reader, blank: dict[str, n
     return batch | {"mask": mask, "index": used, "readings": readings}
 
 
-def load_arrays(
-    source: Source,
-    *,
-    image_size: tuple[int, int],
-    limit: int | None = None,
-    min_size: tuple[int, int] | None = None,
-    skipped: Skipped | None = None,
-    threads: int = 2,
-) -> dict[str, np.ndarray]:
-    """Reads a split, or `limit` examples spread evenly over it, into memory.
+def load_arrays(source: Source, options: EvaluationOptions) -> dict[str, np.ndarray]:
+    """Reads a split, or `options.limit` examples spread evenly over it, into memory.
 
-    Arguments and errors are those of `evaluation_batches`; examples that cannot be used are left
-    out.
+    Errors are those of `evaluation_batches`; examples that cannot be used are left out.
 
     Returns:
         {"image": uint8 [N, H, W, 3], "index": int64 [N], and every field of the source: [N, ...]}.
     """
     batches = [
         {field: values[batch["mask"]] for field, values in batch.items() if field != "mask"}
-        for batch in evaluation_batches(
-            source,
-            batch_size=64,
-            image_size=image_size,
-            limit=limit,
-            min_size=min_size,
-            skipped=skipped,
-            threads=threads,
-        )
+        for batch in evaluation_batches(source, options)
     ]
     arrays = {field: np.concatenate([batch[field] for batch in batches]) for field in batches[0]}
     if not len(arrays["index"]):

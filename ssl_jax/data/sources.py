@@ -1,14 +1,14 @@
-"""Where pictures come from: any tensorflow-datasets data set, read at random without TensorFlow.
+"""Where pictures come from: any tensorflow-datasets data set, read at random without TensorFlow, or a folder.
 
 `make` finds a data set and names its four splits; `Sources.open` gives one of them as a `Source`,
 which is what `ssl_jax.data.pipeline` reads: it has a length, an example for every index and a name,
-and it can be sent to worker processes.
+and it can be sent to worker processes. `ssl_jax.data.folders` and `ssl_jax.data.videos` have their own.
 """
 
 import dataclasses
 import difflib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,13 @@ from ssl_jax.runtime.errors import InputError
 if TYPE_CHECKING:  # Importing tfds takes half a second, so it happens where it is needed.
     import tensorflow_datasets as tfds
 
+    from ssl_jax.data.folders import Folder
+
 SPLITS = ("train", "selection", "validation", "test")
+
+
+class TooLargeError(ValueError):
+    """A file or a picture is larger than is safe to decode."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +60,21 @@ class Source:
             field: np.asarray(value, self.features[field].np_dtype) for field, value in fields.items()
         }
 
+    def read(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Reads several examples, each when it is asked for."""
+        return (self[index] for index in indices)
+
+    def fields(self, index: int) -> dict[str, np.ndarray]:
+        """Returns the fields of an example without its picture."""
+        return {field: value for field, value in self[index].items() if field != "image"}
+
     def blank(self) -> dict[str, np.ndarray]:
         """Returns the fields of an example that is not there: zeros of their shapes and dtypes."""
         return {field: np.zeros(feature.shape, feature.np_dtype) for field, feature in self.features.items()}
+
+    def describe(self, index: int) -> str:
+        """Returns what to call an example in a message."""
+        return f"example {index}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +85,18 @@ class Sources:
         name: the tfds name, for example `atari_frames/tiny`.
         splits: split -> tfds split expression, for each of `SPLITS`.
         builder: the tfds builder of the prepared data.
+        left_out: cause -> files that are not used for it; of a prepared data set there are none.
     """
 
     name: str
     splits: Mapping[str, str]
     builder: "tfds.core.DatasetBuilder"
+    left_out: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def features(self) -> "tfds.features.FeaturesDict":
+        """The fields of an example, `image` included."""
+        return self.builder.info.features
 
     def open(self, split: str, fields: Sequence[str] = ()) -> Source:
         """Opens a split.
@@ -86,7 +111,7 @@ class Sources:
         """
         import tensorflow_datasets as tfds
 
-        known = _batchable_fields(self.builder.info.features)
+        known = _batchable_fields(self.features)
         for field in fields:
             if field not in known:
                 raise InputError(unknown_name(f"field of {self.name}", field, known))
@@ -103,13 +128,22 @@ class Sources:
 
     def class_names(self, field: str) -> tuple[str, ...]:
         """Returns the names of the classes of a class label, in the order of their ids."""
-        return tuple(self.builder.info.features[field].names)
+        return tuple(self.features[field].names)
 
 
-def make(*, name: str, data_dir: str | None = None, splits: Mapping[str, str] | None = None) -> Sources:
+def make(
+    *,
+    name: str,
+    data_dir: str | None = None,
+    path: str | None = None,
+    annotations: str | None = None,
+    fold: int = 1,
+    splits: Mapping[str, str] | None = None,
+) -> "Sources | Folder":
     """Finds a data set and decides on its splits.
 
-    `atari_frames` is rendered on first use; every other data set must have been prepared as
+    `folder` and `videos` are folders of one's own pictures and videos: see `folders.make` and
+    `videos.make`. `atari_frames` is rendered on first use; every other data set must have been prepared as
     array_record. A split that the data set does not have itself is cut from its `train`:
 
     - `selection` (what a permutation policy is rewarded for; never reported) is `train[0%:1%]`;
@@ -120,9 +154,12 @@ def make(*, name: str, data_dir: str | None = None, splits: Mapping[str, str] | 
     The `test` of some data sets has no labels: for `imagenet2012` pass `{"test": "validation"}`.
 
     Args:
-        name: tfds name: `atari_frames`, `atari_frames/tiny`, `imagenet2012`, `voc/2007`, ...
+        name: `folder`, `videos`, or a tfds name: `atari_frames`, `atari_frames/tiny`, `imagenet2012`, ...
         data_dir: directory of tfds data sets; None is the usual one (`TFDS_DATA_DIR`, or
             `~/tensorflow_datasets`).
+        path: the folder of `folder` or `videos`.
+        annotations: of `videos`: the folder of the split files of UCF101 or HMDB51.
+        fold: of these split files: 1, 2 or 3.
         splits: tfds split expressions that replace the ones above, for example
             `{"train": "train[:90%]", "validation": "train[95%:]"}`.
 
@@ -131,6 +168,11 @@ def make(*, name: str, data_dir: str | None = None, splits: Mapping[str, str] | 
             access, or without pictures; or a split is unknown, empty, or shares examples with
             `train`.
     """
+    if name in ("folder", "videos"):
+        return _make_folder(name, path, annotations, fold, splits)
+    for key, value in (("path", path), ("annotations", annotations)):
+        if value is not None:
+            raise InputError(f"{key}={value!r} is for the data sets folder and videos, not for {name}.")
     import tensorflow_datasets as tfds
 
     builder = _open(name, data_dir)
@@ -139,26 +181,85 @@ def make(*, name: str, data_dir: str | None = None, splits: Mapping[str, str] | 
         raise InputError(
             f"{name} has no field 'image' of single pictures; its fields are {', '.join(features)}."
         )
-    own = builder.info.splits
+    sources = Sources(name, choose_splits(builder.info.splits, splits), builder)
+    check_disjoint(name, sources.splits, {split: _rows(sources, split) for split in SPLITS})
+    return sources
+
+
+def choose_splits(
+    own: Iterable[str], splits: Mapping[str, str] | None = None, share: int = 1
+) -> dict[str, str]:
+    """Returns an expression for each of `SPLITS`: the data set's `own`, or cut from `train`; see `make`.
+
+    Args:
+        own: the splits that the data set has, `train` among them.
+        splits: expressions that replace those.
+        share: percent to cut for a split.
+
+    Raises:
+        InputError: `splits` has a name that is none of `SPLITS`.
+    """
     chosen, taken = {}, 0
     for split in ("selection", "validation"):
-        chosen[split] = split if split in own else f"train[{taken}%:{taken + 1}%]"
-        taken += split not in own
+        chosen[split] = split if split in own else f"train[{taken}%:{taken + share}%]"
+        taken += 0 if split in own else share
     chosen["train"] = f"train[{taken}%:]" if taken else "train"
     chosen["test"] = "test" if "test" in own else chosen["validation"]
     for split, expression in (splits or {}).items():
         if split not in SPLITS:
             raise InputError(unknown_name("split", split, SPLITS))
         chosen[split] = expression
-    sources = Sources(name, chosen, builder)
-    _check_splits(sources)
-    return sources
+    return chosen
+
+
+def check_disjoint(
+    name: str, splits: Mapping[str, str], rows: Mapping[str, Sequence[tuple[str, range]]]
+) -> None:
+    """Raises InputError for splits that share examples.
+
+    Only `validation` and `test` may share: both are reported, none is learned from.
+
+    Args:
+        name: of the data set.
+        splits: split -> expression.
+        rows: split -> what it holds: (the data set's own split, part of that), ...
+    """
+    for first, second in itertools.combinations(SPLITS, 2):
+        if {first, second} == {"validation", "test"}:
+            continue
+        for (own, some), (other, others) in itertools.product(rows[first], rows[second]):
+            if own == other and max(some.start, others.start) < min(some.stop, others.stop):
+                raise InputError(
+                    f"The splits {first} ({splits[first]}) and {second} ({splits[second]}) of {name}"
+                    " share examples; make them disjoint."
+                )
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Returns the sentence for a name that is not known, with the closest ones that are."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.0)
     return f"No {kind} is called {name!r}; did you mean {' or '.join(close)}?"
+
+
+def _make_folder(
+    name: str,
+    path: str | None,
+    annotations: str | None,
+    fold: int,
+    splits: Mapping[str, str] | None,
+) -> "Folder":
+    """Finds a folder of pictures or videos."""
+    if not path:
+        raise InputError(f"The data set {name} needs a path: give config.data.path=FOLDER.")
+    if name == "videos":
+        from ssl_jax.data import videos
+
+        return videos.make(path=path, annotations=annotations, fold=fold, splits=splits)
+    from ssl_jax.data import folders
+
+    if annotations is not None:
+        raise InputError(f"annotations={annotations!r} are of videos; a folder of pictures has none.")
+    return folders.make(path=path, splits=splits)
 
 
 def _open(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
@@ -175,7 +276,7 @@ def _open(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
     try:
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
     except ValueError as error:
-        known = {*tfds.list_builders(with_community_datasets=False), "atari_frames"}
+        known = {*tfds.list_builders(with_community_datasets=False), "atari_frames", "folder", "videos"}
         if dataset.partition(":")[0] not in known:
             sentence = unknown_name("tensorflow-datasets data set", dataset, known)
             raise InputError(f"{sentence} It is not in {directory} either.") from error
@@ -206,24 +307,6 @@ def _batchable_fields(features: "tfds.features.FeaturesDict") -> dict[str, Any]:
         for field, info in infos.items()
         if field != "image" and isinstance(info, tfds.features.TensorInfo) and None not in info.shape
     }
-
-
-def _check_splits(sources: Sources) -> None:
-    """Raises InputError for splits that cannot be, are empty, or share examples.
-
-    Only `validation` and `test` may share: both are reported, none is learned from.
-    """
-    rows = {split: _rows(sources, split) for split in SPLITS}
-    for first, second in itertools.combinations(SPLITS, 2):
-        if {first, second} == {"validation", "test"}:
-            continue
-        for (own, some), (other, others) in itertools.product(rows[first], rows[second]):
-            if own == other and max(some.start, others.start) < min(some.stop, others.stop):
-                raise InputError(
-                    f"The splits {first} ({sources.splits[first]}) and {second}"
-                    f" ({sources.splits[second]}) of {sources.name} share examples; make them"
-                    " disjoint."
-                )
 
 
 def _rows(sources: Sources, split: str) -> list[tuple[str, range]]:

@@ -17,8 +17,8 @@ class Rows:
 
     Attributes:
       features: encoder -> float32 [N, D].
-      fields: name -> [N, ...]: the fields that the batches have besides the picture, among them "index",
-        int [N], the place in the split.
+      fields: name -> [N, ...]: the fields that the batches have besides the picture; those of the
+        pipeline have "index", int [N], the place in the split.
     """
 
     features: dict[str, np.ndarray]
@@ -30,23 +30,25 @@ class Rows:
         return Rows(pick(self.features), pick(self.fields))
 
 
-def collect(batches: Batches, encoders: Mapping[str, FeatureFunction]) -> Rows:
+def collect(batches: Batches, encoders: Mapping[str, FeatureFunction], *, may_be_empty: bool = False) -> Rows:
     """Reads a split once.
 
     Args:
       batches: {"image": uint8 [B, H, W, 3], "mask": bool [B], field: [B, ...]}; rows without mask are
         padding, and are left out.
       encoders: name -> function of images to features float32 [B, D].
+      may_be_empty: whether there may be padding alone.
 
     Raises:
       InputError: there is not one example.
     """
-    parts = []
+    parts, count = [], 0
     for batch in batches:
         features = {name: np.asarray(encode(batch["image"])) for name, encode in encoders.items()}
         fields = {name: values for name, values in batch.items() if name not in ("image", "mask")}
         parts.append(Rows(features, fields).where(batch["mask"]))
-    if not sum(len(part.fields["index"]) for part in parts):
+        count += np.count_nonzero(batch["mask"])
+    if not parts or not (count or may_be_empty):
         raise InputError("there is no example to evaluate on; give the split a larger part of the data set.")
     join = lambda get: {name: np.concatenate([get(part)[name] for part in parts]) for name in get(parts[0])}
     return Rows(join(lambda part: part.features), join(lambda part: part.fields))

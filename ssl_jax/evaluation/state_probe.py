@@ -7,16 +7,14 @@ predicted from a frozen encoder by one linear classifier per variable, scored by
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from sklearn.metrics import f1_score
 
 from ssl_jax.data.atari_frames import category, ram_labels
 from ssl_jax.evaluation import linear_probe
-
-Batches = Iterable[Mapping[str, np.ndarray]]
-FeatureFunction = Callable[[np.ndarray], np.ndarray]
+from ssl_jax.evaluation.features import Batches, FeatureFunction, Rows, collect
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,49 +30,11 @@ class Protocol:
     weight_decays: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Frames:
-    """What is kept of N frames of a split; the pictures themselves are not.
-
-    Attributes:
-      features: encoder -> float32 [N, D].
-      ram: uint8 [N, 128].
-      game: int [N], class of the game.
-      digest: [N], the same for the same picture.
-    """
-
-    features: dict[str, np.ndarray]
-    ram: np.ndarray
-    game: np.ndarray
-    digest: np.ndarray
-
-    def where(self, rows: np.ndarray) -> "Frames":
-        """The frames at which the mask [N] is true."""
-        features = {name: values[rows] for name, values in self.features.items()}
-        return Frames(features, self.ram[rows], self.game[rows], self.digest[rows])
-
-
-def collect(batches: Batches, encoders: Mapping[str, FeatureFunction]) -> Frames:
-    """Reads a split once and keeps the features of every encoder.
-
-    Args:
-      batches: {"image": uint8 [B, H, W, 3], "ram": uint8 [B, 128], "game": int [B], "mask": bool [B]};
-        rows without mask are padding.
-      encoders: name -> function of images uint8 [B, H, W, 3] to features float32 [B, D].
-    """
-    parts = []
+def with_digest(batches: Batches) -> Iterator[dict[str, np.ndarray]]:
+    """Adds "digest" to batches, str [B], the same for the same picture."""
     for batch in batches:
-        mask = batch["mask"]
-        digest = np.array([hashlib.blake2b(image.tobytes()).hexdigest() for image in batch["image"]])
-        features = {name: np.asarray(encode(batch["image"])) for name, encode in encoders.items()}
-        parts.append(Frames(features, batch["ram"], batch["game"], digest).where(mask))
-    join = lambda get: np.concatenate([get(part) for part in parts])
-    return Frames(
-        {name: join(lambda part, name=name: part.features[name]) for name in encoders},
-        join(lambda part: part.ram),
-        join(lambda part: part.game),
-        join(lambda part: part.digest),
-    )
+        digest = [hashlib.blake2b(image.tobytes()).hexdigest() for image in batch["image"]]
+        yield {**batch, "digest": np.array(digest)}
 
 
 def entropy(values: np.ndarray) -> float:
@@ -83,13 +43,14 @@ def entropy(values: np.ndarray) -> float:
     return float(-(share * np.log(share)).sum())
 
 
-def probe_game(game: str, splits: Mapping[str, Frames], protocol: Protocol) -> dict[str, dict[str, float]]:
+def probe_game(game: str, splits: Mapping[str, Rows], protocol: Protocol) -> dict[str, dict[str, float]]:
     """Probes the state variables of one game.
 
     Args:
       game: its name.
-      splits: frames of this game: "train" to fit on, "validation" to choose the weight decay on, "test"
-        to score on; test frames that also occur in train are left out, as in the paper.
+      splits: frames of this game with fields "ram", uint8 [N, 128], and "digest": "train" to fit on,
+        "validation" to choose the weight decay on, "test" to score on; test frames that also occur in
+        train are left out, as in the paper.
       protocol: of the probe.
 
     Returns:
@@ -97,17 +58,17 @@ def probe_game(game: str, splits: Mapping[str, Frames], protocol: Protocol) -> d
       which always answers the most frequent training value. {} when there is nothing to probe.
     """
     train, validation = splits["train"], splits["validation"]
-    test = splits["test"].where(~np.isin(splits["test"].digest, train.digest))
-    if not all(len(frames.game) for frames in (train, validation, test)):
+    test = splits["test"].where(~np.isin(splits["test"].fields["digest"], train.fields["digest"]))
+    if not all(len(frames.fields["ram"]) for frames in (train, validation, test)):
         return {}
     addresses = {
         name: address
         for name, address in ram_labels(game).items()
-        if entropy(train.ram[:, address]) >= protocol.min_entropy
+        if entropy(train.fields["ram"][:, address]) >= protocol.min_entropy
     }
     if not addresses:
         return {}
-    labels = lambda frames: frames.ram[:, list(addresses.values())]
+    labels = lambda frames: frames.fields["ram"][:, list(addresses.values())]
     answers = {"majority": [np.bincount(column).argmax() for column in labels(train).T]}
     answers["majority"] = np.broadcast_to(answers["majority"], labels(test).shape)
     for name in train.features:
@@ -172,16 +133,19 @@ def evaluate(
 
     Args:
       encoders: name -> feature function, for example {"trained": ..., "random": ...}.
-      splits: "train", "validation", "test" -> batches, see `collect`.
+      splits: "train", "validation", "test" -> batches {"image": uint8 [B, H, W, 3], "ram": uint8 [B, 128],
+        "game": int [B], the class of the game, "mask": bool [B]}; rows without mask are padding.
       games: names of the games, in the order of their classes.
       protocol: of the probe.
 
     Yields:
       (game, encoder -> variable -> F1), see `probe_game`.
     """
-    frames = {split: collect(batches, encoders) for split, batches in splits.items()}
+    frames = {
+        split: collect(with_digest(batches), encoders, may_be_empty=True) for split, batches in splits.items()
+    }
     for number, game in enumerate(games):
-        of_game = {split: part.where(part.game == number) for split, part in frames.items()}
+        of_game = {split: part.where(part.fields["game"] == number) for split, part in frames.items()}
         scores = probe_game(game, of_game, protocol)
         if scores:
             yield game, scores

@@ -22,13 +22,14 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from sklearn.manifold import TSNE
 
 from ssl_jax.data import pipeline, sources
 from ssl_jax.evaluation import finetune, linear_probe, retrieval, state_probe
 from ssl_jax.evaluation.features import Batches, FeatureFunction, Rows, collect
 from ssl_jax.experiments import pretrain
 from ssl_jax.pretext import jigsaw
-from ssl_jax.report import page
+from ssl_jax.report import figures, page
 from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime import mesh as mesh_lib
 from ssl_jax.runtime import metrics as metrics_lib
@@ -37,6 +38,7 @@ from ssl_jax.runtime.errors import InputError
 
 RESULTS_FILE = "results.json"
 SAMPLES, NEIGHBOURS = 8, 6  # queries and their neighbours in a picture
+MAPPED = 1000  # examples in a map of the features, at most
 Scores = Iterable[tuple[str, Mapping[str, float]]]  # (encoder, {name: value})
 
 
@@ -47,6 +49,7 @@ class Data:
     Attributes:
       name: of the data set; None: that of the pre-training run.
       data_dir: where data sets are; None: where the run looked.
+      path, annotations: of a folder of pictures or videos, see `sources.make`.
       label: field with the classes; None: "game" where there is one, else "label".
       batch_size: pictures per call of an encoder, over all devices.
       train_examples, validation_examples, test_examples: how many are read, spread evenly over the split;
@@ -55,6 +58,8 @@ class Data:
 
     name: str | None = None
     data_dir: str | None = None
+    path: str | None = None
+    annotations: str | None = None
     label: str | None = None
     batch_size: int = 48
     train_examples: int | None = None
@@ -228,7 +233,10 @@ def read_run(directory: Path, data: Data) -> tuple[ml_collections.ConfigDict, pr
             f"{directory} is a run of {config.get('experiment')!r}; only those of 'pretrain' have an encoder "
             "to evaluate."
         )
-    given = {name: getattr(data, name) for name in ("name", "data_dir") if getattr(data, name) is not None}
+    names = ("name", "data_dir", "path", "annotations")
+    given = {name: getattr(data, name) for name in names if getattr(data, name) is not None}
+    if data.name is not None:  # Another data set lies elsewhere.
+        given = {"path": None, "annotations": None} | given
     try:
         with config.unlocked():
             config.data.update(given)
@@ -348,7 +356,7 @@ class Surroundings:
 
     def has(self, *fields: str) -> bool:
         """Whether the data set has all of these fields."""
-        return all(field in self.data.builder.info.features for field in fields)
+        return all(field in self.data.features for field in fields)
 
 
 def open_surroundings(setup: Setup, encoders: Mapping[str, dict[str, Any]], workdir: Path) -> Surroundings:
@@ -368,7 +376,7 @@ def open_surroundings(setup: Setup, encoders: Mapping[str, dict[str, Any]], work
             f"{setup.finetune.batch_size} must be multiples of the {mesh.size} devices."
         )
     data = pretrain.open_data(setup.run)
-    fields = dict(data.builder.info.features)
+    fields = dict(data.features)
     label = setup.data.label or ("game" if "game" in fields else "label")
     if not hasattr(fields.get(label), "num_classes"):
         labels = [name for name, feature in fields.items() if hasattr(feature, "num_classes")]
@@ -388,14 +396,14 @@ def open_surroundings(setup: Setup, encoders: Mapping[str, dict[str, Any]], work
 
 def open_split(setup: Setup, around: Surroundings, split: str, fields: tuple[str, ...]) -> Batches:
     """Batches of a split; every example once, padding under `mask`."""
-    return pipeline.evaluation_batches(
-        around.data.open(split, fields),
+    options = pipeline.EvaluationOptions(
         batch_size=setup.data.batch_size,
         image_size=setup.run.data.image_size,
         min_size=setup.run.data.min_size,
         limit=getattr(setup.data, f"{split}_examples"),
         skipped=around.skipped,
     )
+    return pipeline.evaluation_batches(around.data.open(split, fields), options)
 
 
 def feature_functions(
@@ -438,6 +446,7 @@ def retrieve(setup: Setup, around: Surroundings) -> Scores:
     keys = queries if protocol.keys == protocol.queries else read(protocol.keys)
     for encoder in encoders:
         draw_neighbours(setup, around, queries, keys, encoder)
+        draw_map(setup, around, queries, encoder)
     games = around.data.class_names("game") if around.has("ram", "game", "episode") else ()
     return retrieval.evaluate(queries, keys, protocol, label=around.label, games=games)
 
@@ -468,6 +477,19 @@ def draw_neighbours(setup: Setup, around: Surroundings, queries: Rows, keys: Row
     Image.fromarray(np.concatenate(lines)).save(directory / f"neighbours_{encoder}.png")
 
 
+def draw_map(setup: Setup, around: Surroundings, rows: Rows, encoder: str) -> None:
+    """Writes figures/map_ENCODER.png: features in the plane by t-SNE (van der Maaten and Hinton 2008)."""
+    chosen = np.unique(np.linspace(0, len(rows.fields["index"]) - 1, MAPPED).astype(int))
+    features = rows.features[encoder][chosen]
+    if len(features) < 10:
+        return
+    perplexity = min(30, (len(features) - 1) / 3)
+    points = TSNE(init="pca", perplexity=perplexity, random_state=setup.seed).fit_transform(features)
+    names = around.data.class_names(around.label)
+    drawn = figures.scatter(points, rows.fields[around.label][chosen], names)
+    (around.workdir / "figures" / f"map_{encoder}.png").write_bytes(figures.png(drawn))
+
+
 def probe_states(setup: Setup, around: Surroundings) -> tuple[Scores, dict[str, Any]]:
     """The state probe: state_probe/mean_f1 of each encoder and of the majority, and all of its scores."""
     protocol = setup.state_probe
@@ -488,20 +510,20 @@ def probe_states(setup: Setup, around: Surroundings) -> tuple[Scores, dict[str, 
 def finetune_encoders(setup: Setup, around: Surroundings) -> Scores:
     """Classification after fine-tuning: finetune/accuracy and so on, see `finetune.finetune`."""
     protocol = setup.finetune
+    options = pipeline.TrainOptions(
+        batch_size=protocol.batch_size,
+        image_size=setup.run.data.image_size,
+        seed=setup.seed,
+        min_size=setup.run.data.min_size,
+        max_bad_share=setup.run.data.max_bad_share,
+    )
     for name, variables in around.encoders.items():
 
         def encode(params, images, variables=variables):
             everything = network_variables(variables | {"params": params})
             return pretrain.feature_function(setup.run, everything, None, protocol.pool)(images)
 
-        batches = pipeline.train_batches(
-            around.data.open("train"),
-            batch_size=protocol.batch_size,
-            image_size=setup.run.data.image_size,
-            seed=setup.seed,
-            min_size=setup.run.data.min_size,
-            max_bad_share=setup.run.data.max_bad_share,
-        )
+        batches = pipeline.train_batches(around.data.open("train"), options)
         examples = finetune.Examples(
             train=with_labels(batches, around.data.open("train", (around.label,)), around.label),
             validation=functools.partial(labelled_split, setup, around, "validation"),
@@ -577,6 +599,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         "final": evaluations[asked],
         "evaluations": evaluations,
         "bad_images": around.skipped.counts(),
+        "left_out": {cause: [len(names), *names[:5]] for cause, names in around.data.left_out.items()},
     }
     if probe:
         results["probe"] = probe
@@ -590,6 +613,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     metrics.close()
     metrics_lib.write_json(finished, results)
     print_results(results)
+    print(f"Report: {page.build(workdir)}")
     return results
 
 

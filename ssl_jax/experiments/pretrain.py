@@ -13,8 +13,9 @@ import json
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import flax.struct
@@ -28,11 +29,12 @@ from matplotlib.figure import Figure
 
 from ssl_jax.data import clips, pipeline, sources
 from ssl_jax.evaluation import linear_probe, state_probe
+from ssl_jax.evaluation.features import FeatureFunction
 from ssl_jax.experiments import tasks as tasks_lib
-from ssl_jax.experiments.tasks import SkillMeter, Task
+from ssl_jax.experiments.tasks import Skill, SkillMeter, Task
 from ssl_jax.networks import ENCODERS
 from ssl_jax.networks.heads import PuzzleNetwork
-from ssl_jax.pretext import jigsaw, permutations
+from ssl_jax.pretext import colorization, jigsaw, permutations
 from ssl_jax.report import console, figures, page
 from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime import mesh as mesh_lib
@@ -43,8 +45,10 @@ from ssl_jax.runtime.interruption import StopSignal
 from ssl_jax.selection import Evaluation, group_permutations
 
 Metrics = dict[str, jax.Array]
+Validation = Callable[["State"], tuple[dict[str, float], dict[str, dict]]]
 RESULTS_FILE = "results.json"
 DRAWN = 6  # examples of a task in its picture
+PRIOR_EXAMPLES = 2048  # training pictures whose colours are counted
 VALIDATION_GROUPS = 10  # groups of classes whose worst is reported
 ADVICE = "try a lower config.train.learning_rate, or a longer config.train.warmup_steps"
 
@@ -61,6 +65,8 @@ class State:
       batch_stats: running statistics of its normalisation layers; {} without such layers.
       opt_state: of the optimizer.
       selection: task -> state of its player.
+      prior: task -> float32 [P], how often each class is that of a cell, for tasks whose cells have
+        classes; measured once, before the first step.
     """
 
     step: jax.Array
@@ -69,17 +75,22 @@ class State:
     batch_stats: Any
     opt_state: Any
     selection: Any
+    prior: Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
     """Section `data`: which pictures, and how the host reads them (see `pipeline.train_batches`).
 
-    `stride` and `min_motion` are those of clips, see `clips.train_clips`.
+    `name` to `splits` are arguments of `sources.make`; `stride` and `min_motion` are those of clips, see
+    `clips.train_clips`.
     """
 
     name: str
     data_dir: str | None = None
+    path: str | None = None
+    annotations: str | None = None
+    fold: int = 1
     splits: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     image_size: tuple[int, int]
     min_size: tuple[int, int] | None = None
@@ -186,10 +197,11 @@ class Setup:
         """Names of the batches that the tasks ask for, "image" and "clip"."""
         return list(dict.fromkeys(task.pictures for task in self.tasks))
 
-    def clip_reading(self) -> dict[str, Any]:
-        """How clips are read, beside what is said of all pictures."""
+    @property
+    def cut(self) -> clips.Cut:
+        """Which clips the tasks ask for."""
         frames = next(task.puzzle.frames for task in self.tasks if task.pictures == "clip")
-        return {"frames": frames, "stride": self.data.stride, "min_motion": self.data.min_motion}
+        return clips.Cut(frames=frames, stride=self.data.stride, min_motion=self.data.min_motion)
 
 
 def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
@@ -203,7 +215,7 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         *, experiment: str, seed: int, precision: Literal["float32", "bfloat16"], data: Mapping,
         encoder: Mapping, train: Mapping, probe: Mapping, spatial: Mapping | None = None,
         temporal: Mapping | None = None, rotation: Mapping | None = None, context: Mapping | None = None,
-        arrow_of_time: Mapping | None = None,
+        arrow_of_time: Mapping | None = None, colorization: Mapping | None = None,
     ) -> dict:  # fmt: skip
         return locals()
 
@@ -212,8 +224,12 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
     dtype = jnp.dtype(sections["precision"])
 
     data = section("data", Data)
+    encoder, options = tasks_lib.choose(
+        sections["encoder"], ENCODERS, "encoder", ignore=("dtype", "parent", "name")
+    )
+    encoder = encoder(dtype=dtype, **options)
     tasks = tuple(
-        tasks_lib.make(name, sections[name], data.image_size, dtype)
+        tasks_lib.make(name, sections[name], data.image_size, encoder)
         for name in tasks_lib.KINDS
         if sections.get(name) is not None
     )
@@ -226,18 +242,13 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
             + ", ".join(f"config.{name}.puzzle.frames={frames}" for name, frames in lengths.items())
             + "."
         )
-    encoder, options = tasks_lib.choose(
-        sections["encoder"], ENCODERS, "encoder", ignore=("dtype", "parent", "name")
-    )
     train = section("train", Train)
     schedule = make_schedule(train)
     return Setup(
         seed=sections["seed"],
         data=data,
         tasks=tasks,
-        network=PuzzleNetwork(
-            encoder=encoder(dtype=dtype, **options), heads={task.name: task.head for task in tasks}
-        ),
+        network=PuzzleNetwork(encoder=encoder, heads={task.name: task.head for task in tasks}),
         train=train,
         optimizer=make_optimizer(train, schedule),
         schedule=schedule,
@@ -295,6 +306,12 @@ def create_state(setup: Setup, key: jax.Array) -> State:
             task.name: task.player.init(jax.random.fold_in(player_key, number))
             for number, task in enumerate(setup.tasks)
         },
+        # All alike until `measure_priors`.
+        prior={
+            task.name: jnp.full((task.num_classes,), 1 / task.num_classes)
+            for task in setup.tasks
+            if task.dense
+        },
     )
 
 
@@ -324,11 +341,15 @@ def train_step(setup: Setup, state: State, batch: Mapping[str, jax.Array]) -> tu
         selection[task.name], index = task.player.choose(
             choose_key, state.selection[task.name], pictures.shape[0]
         )
-        inputs[task.name] = task.ask(puzzle_key, pictures, index, train=True)
-        targets[task.name] = index
+        inputs[task.name], targets[task.name] = task.ask(puzzle_key, pictures, index, train=True)
 
     gradient, batch_stats, metrics = accumulate_gradients(
-        functools.partial(objective, setup), state, inputs, targets, dropout_key, setup.train.accumulate
+        functools.partial(objective, setup, state.prior),
+        state,
+        inputs,
+        targets,
+        dropout_key,
+        setup.train.accumulate,
     )
     updates, opt_state = setup.optimizer.update(gradient, state.opt_state, state.params)
     metrics |= {
@@ -345,7 +366,7 @@ def train_step(setup: Setup, state: State, batch: Mapping[str, jax.Array]) -> tu
     return state, metrics
 
 
-def objective(setup: Setup, params, batch_stats, inputs, targets, dropout_key):
+def objective(setup: Setup, prior, params, batch_stats, inputs, targets, dropout_key):
     """The weighted sum of the tasks' cross-entropies, and (batch_stats, metrics) beside it.
 
     Normalisation layers see the tasks one after the other.
@@ -362,7 +383,7 @@ def objective(setup: Setup, params, batch_stats, inputs, targets, dropout_key):
         )
         batch_stats = updated.get("batch_stats", {})
         target = targets[task.name]
-        of_task = optax.softmax_cross_entropy_with_integer_labels(logits, target).mean()
+        of_task = task.loss(logits, target, prior.get(task.name)).mean()
         loss += task.weight * of_task
         metrics[f"{task.name}/loss"] = of_task
         metrics[f"{task.name}/accuracy"] = (jnp.argmax(logits, -1) == target).mean()
@@ -455,7 +476,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         return json.loads(finished.read_text())
     batches = open_batches(setup, data)
     seconds = {}
-    if restored is not None:
+    if restored is None:
+        state = measure_priors(setup, data, batches, mesh, state)
+    else:
         step, state, saved = restored
         for name, stream in batches.items():
             stream.set_state(saved["batches"][name])
@@ -471,8 +494,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         stopwatch=metrics_lib.Stopwatch(seconds),
     )
     try:
-        state = train(setup, around, state)
-        return judge(setup, around, state, config)
+        validate = make_validation(setup, around)
+        state = train(setup, around, state, validate)
+        return judge(setup, around, state, config, validate)
     finally:
         for stream in batches.values():
             stream.close()
@@ -480,10 +504,39 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         checkpoints.close()
 
 
+def measure_priors(
+    setup: Setup,
+    data: sources.Sources,
+    batches: Mapping[str, pipeline.TrainBatches],
+    mesh: jax.sharding.Mesh,
+    state: State,
+) -> State:
+    """Counts how often each class is that of a cell, in training pictures spread evenly over the split."""
+    prior = {}
+    for task in (task for task in setup.tasks if task.dense):
+        skill = dataclasses.replace(task.validation, examples=PRIOR_EXAMPLES)
+        count = jax.jit(functools.partial(tasks_lib.count_classes, task))
+        pictures = device_batches(setup, data, mesh, task, skill, "train", batches[task.pictures].skipped)
+        total = sum(
+            np.asarray(count(batch, jax.random.fold_in(jax.random.key(setup.seed), number)))
+            for number, batch in enumerate(pictures)
+        )
+        prior[task.name] = mesh_lib.replicate(total / total.sum(), mesh)
+    return state.replace(prior=prior)
+
+
 def open_data(setup: Setup) -> sources.Sources:
     """The data set, built if it is the embedded one."""
     splits = {split: text for split, text in setup.data.splits.items() if text}
-    return sources.make(name=setup.data.name, data_dir=setup.data.data_dir, splits=splits)
+    data = setup.data
+    return sources.make(
+        name=data.name,
+        data_dir=data.data_dir,
+        path=data.path,
+        annotations=data.annotations,
+        fold=data.fold,
+        splits=splits,
+    )
 
 
 def open_batches(setup: Setup, data: sources.Sources) -> dict[str, pipeline.TrainBatches]:
@@ -493,23 +546,21 @@ def open_batches(setup: Setup, data: sources.Sources) -> dict[str, pipeline.Trai
             f"config.train.batch_size={setup.train.batch_size} must be a multiple of the "
             f"{jax.device_count()} devices."
         )
-    reading = {
-        "batch_size": setup.train.batch_size // jax.process_count(),
-        "image_size": setup.data.image_size,
-        "seed": setup.seed,
-        "min_size": setup.data.min_size,
-        "max_bad_share": setup.data.max_bad_share,
-        "workers": setup.data.workers,
-        "threads": setup.data.threads,
-        "prefetch": setup.data.prefetch,
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
-    }
+    options = pipeline.TrainOptions(
+        batch_size=setup.train.batch_size // jax.process_count(),
+        image_size=setup.data.image_size,
+        seed=setup.seed,
+        min_size=setup.data.min_size,
+        max_bad_share=setup.data.max_bad_share,
+        workers=setup.data.workers,
+        threads=setup.data.threads,
+        prefetch=setup.data.prefetch,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
     open_stream = {
-        "image": lambda: pipeline.train_batches(data.open("train"), **reading),
-        "clip": lambda: clips.train_clips(
-            data.open("train", clips.FIELDS), **setup.clip_reading(), **reading
-        ),
+        "image": lambda: pipeline.train_batches(data.open("train"), options),
+        "clip": lambda: clips.train_clips(data.open("train", clips.FIELDS), setup.cut, options),
     }
     return {name: open_stream[name]() for name in setup.pictures}
 
@@ -521,14 +572,13 @@ def observe(task: Task, state: State, evaluation: Evaluation) -> tuple[State, Me
     return state.replace(selection={**state.selection, task.name: selection}), metrics
 
 
-def train(setup: Setup, around: Surroundings, state: State) -> State:
+def train(setup: Setup, around: Surroundings, state: State, validate: Validation) -> State:
     """The loop: from the state's step to the last one, with everything that happens beside it."""
     step, last = int(state.step), setup.train.steps
     if step == last:
         return state
     step_function = jax.jit(functools.partial(train_step, setup), donate_argnums=0)
     look = make_look(setup, around)
-    validate = make_validation(setup, around)
     watch = around.stopwatch
     ledger = metrics_lib.Ledger(around.metrics, around.checkpoints, ADVICE)
     due = lambda every: step % every == 0 or step == last
@@ -591,15 +641,26 @@ def make_look(setup: Setup, around: Surroundings) -> Callable[[Task, State, int]
     return look
 
 
-def make_validation(
-    setup: Setup, around: Surroundings
-) -> Callable[[State], tuple[dict[str, float], dict[str, Evaluation]]]:
-    """state -> (metrics of `validation_metrics`, task -> evaluation), on the validation split."""
+def make_validation(setup: Setup, around: Surroundings) -> Validation:
+    """state -> (metrics of `validation_metrics`, task -> what its classes are like), on the validation split.
+
+    Of classes of cells there are only those that some cell has: "class" [K], "class_count" [K].
+    """
     meters = {task.name: skill_meter(setup, around, task, "validation") for task in setup.tasks}
 
     def validate(state):
-        evaluations = {name: meter(variables_of(state)) for name, meter in meters.items()}
-        return validation_metrics(evaluations), evaluations
+        evaluations, counts, seen = {}, {}, {}
+        for task in setup.tasks:
+            sums = meters[task.name].sums(variables_of(state))
+            seen[task.name] = {}
+            if task.dense:
+                classes = np.flatnonzero(sums["count"])
+                sums = {name: np.asarray(values)[classes] for name, values in sums.items()}
+                counts[task.name] = sums["count"]
+                seen[task.name] = {"class": classes.tolist(), "class_count": counts[task.name].tolist()}
+            evaluations[task.name] = tasks_lib.mean_answers(sums)
+            seen[task.name]["class_accuracy"] = np.asarray(evaluations[task.name].accuracy).tolist()
+        return validation_metrics(evaluations, counts), seen
 
     return validate
 
@@ -619,28 +680,47 @@ def rates(setup: Setup, watch: metrics_lib.Stopwatch) -> dict[str, float]:
 def skill_meter(setup: Setup, around: Surroundings, task: Task, split: str) -> SkillMeter:
     """A task's meter on the selection slice, or on the validation split."""
     skill = task.selection_slice if split == "selection" else task.validation
-    # Counted apart from the training pictures: a run that resumes reads its slices again.
-    skipped = pipeline.Skipped(setup.data.max_bad_share)
-    reading = {
-        "batch_size": skill.batch_size // jax.process_count(),
-        "image_size": setup.data.image_size,
-        "min_size": setup.data.min_size,
-        "limit": skill.examples,
-        "skipped": skipped,
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
-    }
-    if task.pictures == "clip":
-        source = around.data.open(split, clips.FIELDS)
-        batches = clips.evaluation_clips(source, **setup.clip_reading(), **reading)
-    else:
-        batches = pipeline.evaluation_batches(around.data.open(split), **reading)
-    on_device = [
-        mesh_lib.shard_batch({name: batch[name] for name in (task.pictures, "mask")}, around.mesh)
-        for batch in batches
-    ]
-    around.batches[task.pictures].skipped.causes.update(skipped.causes)
+    skipped = around.batches[task.pictures].skipped
+    on_device = list(device_batches(setup, around.data, around.mesh, task, skill, split, skipped))
     return SkillMeter(setup.network, task, skill, on_device, setup.seed)
+
+
+def device_batches(
+    setup: Setup,
+    data: sources.Sources,
+    mesh: jax.sharding.Mesh,
+    task: Task,
+    skill: Skill,
+    split: str,
+    skipped: pipeline.Skipped,
+) -> Iterator[dict[str, jax.Array]]:
+    """The examples of a split that skill is measured on: {task.pictures: uint8 [B, ...], "mask": bool [B]}.
+
+    Bad pictures are counted apart from those of training, for a run that resumes reads its slices again; but
+    `skipped` gets their causes.
+    """
+    apart = pipeline.Skipped(setup.data.max_bad_share)
+    options = pipeline.EvaluationOptions(
+        batch_size=skill.batch_size // jax.process_count(),
+        image_size=setup.data.image_size,
+        min_size=setup.data.min_size,
+        limit=skill.examples,
+        skipped=apart,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    for batch in read_once(setup, data, task, split, options):
+        yield mesh_lib.shard_batch({name: batch[name] for name in (task.pictures, "mask")}, mesh)
+    skipped.causes.update(apart.causes)
+
+
+def read_once(
+    setup: Setup, data: sources.Sources, task: Task, split: str, options: pipeline.EvaluationOptions
+) -> Iterator[dict[str, np.ndarray]]:
+    """What a task is asked about, of a split: batches of pictures or clips, each once."""
+    if task.pictures == "clip":
+        return clips.evaluation_clips(data.open(split, clips.FIELDS), setup.cut, options)
+    return pipeline.evaluation_batches(data.open(split), options)
 
 
 def save(around: Surroundings, step: int, state: State, held_out: Mapping[str, float]) -> None:
@@ -665,26 +745,40 @@ def write_selection(
     around.metrics.write_rows(step, task.name, {name: np.asarray(row).tolist() for name, row in rows.items()})
 
 
-def validation_metrics(evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
+def validation_metrics(
+    evaluations: Mapping[str, Evaluation], counts: Mapping[str, np.ndarray] = MappingProxyType({})
+) -> dict[str, float]:
     """Accuracy over all classes of each task: mean, and that of the hardest group; and the tasks' mean.
 
     The groups are found on this evaluation, in the same way whoever chose the permutations.
+
+    Args:
+      evaluations: task -> skill at each of its classes.
+      counts: task -> [P], how many answers each class had, where that differs: then the mean over classes,
+        which enters the tasks' mean, is called `balanced_accuracy`, and `accuracy` is the mean over answers.
     """
-    metrics = {}
+    metrics, means = {}, []
     for name, evaluation in evaluations.items():
         accuracy = np.asarray(evaluation.accuracy)
         group = np.asarray(group_permutations(evaluation, min(VALIDATION_GROUPS, len(accuracy))))
-        metrics[f"val/{name}/accuracy"] = float(accuracy.mean())
+        means.append(float(accuracy.mean()))
+        metrics[f"val/{name}/accuracy"] = means[-1]
+        if name in counts:
+            metrics[f"val/{name}/balanced_accuracy"] = means[-1]
+            metrics[f"val/{name}/accuracy"] = float(np.average(accuracy, weights=counts[name]))
         metrics[f"val/{name}/worst_group_accuracy"] = float(accuracy[group == 0].mean())
-    return {
-        "val/accuracy": float(np.mean([metrics[f"val/{name}/accuracy"] for name in evaluations])),
-        **metrics,
-    }
+    return {"val/accuracy": float(np.mean(means)), **metrics}
 
 
-def judge(setup: Setup, around: Surroundings, state: State, config) -> dict[str, Any]:
+def judge(
+    setup: Setup,
+    around: Surroundings,
+    state: State,
+    config: ml_collections.ConfigDict,
+    validate: Validation,
+) -> dict[str, Any]:
     """Final numbers, figures, results.json, report.html and the table in the terminal."""
-    final, evaluations = make_validation(setup, around)(state)
+    final, classes = validate(state)
     initial = create_state(setup, jax.random.PRNGKey(setup.seed))
     with around.stopwatch("probe"):
         probe = probe_states(setup, around.data, {"trained": state, "random": initial})
@@ -701,18 +795,16 @@ def judge(setup: Setup, around: Surroundings, state: State, config) -> dict[str,
         "seconds": seconds,
         "final": {
             **final,
-            **{f"val/{task.name}/chance": 1 / task.num_classes for task in setup.tasks},
+            **{f"val/{task.name}/chance": chance(task, state) for task in setup.tasks},
             "time/policy_overhead": seconds.get("selection", 0.0) / working,
             "time/data_wait_share": seconds.get("data", 0.0) / working,
         },
         "permutations": {task.name: describe_orders(config, task) for task in setup.tasks if task.ordered},
-        "validation": {
-            name: {"class_accuracy": np.asarray(evaluation.accuracy).tolist()}
-            for name, evaluation in evaluations.items()
-        },
+        "validation": classes,
         "bad_images": sum(
             (Counter(stream.skipped.counts()) for stream in around.batches.values()), Counter()
         ),
+        "left_out": {cause: [len(names), *names[:5]] for cause, names in around.data.left_out.items()},
         "refused_clips": around.batches["clip"].skipped.refused if "clip" in around.batches else {},
     }
     if probe:
@@ -722,6 +814,11 @@ def judge(setup: Setup, around: Surroundings, state: State, config) -> dict[str,
         page.build(around.workdir)
         console.print_results(around.workdir)
     return results
+
+
+def chance(task: Task, state: State) -> float:
+    """Accuracy of guessing; where cells have the classes, of always naming the most frequent one."""
+    return float(state.prior[task.name].max()) if task.dense else 1 / task.num_classes
 
 
 def describe_orders(config: ml_collections.ConfigDict, task: Task) -> dict[str, Any]:
@@ -736,19 +833,20 @@ def probe_states(setup: Setup, data: sources.Sources, states: Mapping[str, State
     protocol = setup.probe
     if not protocol.enabled:
         return None
-    if "ram" not in data.builder.info.features:
+    if "ram" not in data.features:
         logging.info("%s has no RAM labels: the state probe is left out.", data.name)
         return None
-    splits = {
-        split: pipeline.evaluation_batches(
-            data.open(split, ("ram", "game")),
+
+    def read(split):
+        options = pipeline.EvaluationOptions(
             batch_size=protocol.batch_size,
             image_size=setup.data.image_size,
             min_size=setup.data.min_size,
             limit=getattr(protocol, f"{split}_frames"),
         )
-        for split in ("train", "validation", "test")
-    }
+        return pipeline.evaluation_batches(data.open(split, ("ram", "game")), options)
+
+    splits = {split: read(split) for split in ("train", "validation", "test")}
     encoders = {name: feature_function(setup, variables_of(state)) for name, state in states.items()}
     scores: dict[str, dict] = {}
     for game, by_encoder in state_probe.evaluate(encoders, splits, data.class_names("game"), protocol):
@@ -774,17 +872,15 @@ def draw_figures(setup: Setup, around: Surroundings, state: State) -> None:
 
 def draw_puzzles(setup: Setup, around: Surroundings, task: Task, state: State, key: jax.Array) -> Figure:
     """Some held-out pictures beside what the network sees of them."""
-    reading = {"batch_size": DRAWN, "image_size": setup.data.image_size, "limit": DRAWN}
+    options = pipeline.EvaluationOptions(batch_size=DRAWN, image_size=setup.data.image_size, limit=DRAWN)
     choose_key, puzzle_key = jax.random.split(key)
     _, index = task.player.choose(choose_key, state.selection[task.name], DRAWN)
-    if task.pictures == "clip":
-        source = around.data.open("validation", clips.FIELDS)
-        (batch,) = clips.evaluation_clips(source, **setup.clip_reading(), **reading)
-    else:
-        (batch,) = pipeline.evaluation_batches(around.data.open("validation"), **reading)
+    (batch,) = read_once(setup, around.data, task, "validation", options)
     pictures, index = (jnp.asarray(x)[batch["mask"]] for x in (batch[task.pictures], index))
+    if task.dense:
+        return draw_colors(setup, task, state, puzzle_key, pictures)
     if task.name != "spatial":
-        parts = task.ask(puzzle_key, pictures, index, train=True)
+        parts, _ = task.ask(puzzle_key, pictures, index, train=True)
         labels = index if task.orders is None else task.orders[index]
         return figures.parts(np.asarray(parts), np.asarray(labels))
     window_key, tiles_key = jax.random.split(puzzle_key)
@@ -796,6 +892,20 @@ def draw_puzzles(setup: Setup, around: Surroundings, task: Task, state: State, k
     )
 
 
+def draw_colors(setup: Setup, task: Task, state: State, key: jax.Array, pictures: jax.Array) -> Figure:
+    """Pictures uint8 [B, H, W, 3] without colours, with those asked for, and with those that were named."""
+    inputs, classes = task.ask(key, pictures, None, train=False)
+    logits = setup.network.apply(variables_of(state), inputs, task.name, train=False)
+    seen = colorization.view(key, pictures, task.puzzle)
+    colors = {
+        "seen": jnp.zeros((*classes.shape, 2)),
+        "asked": jnp.asarray(colorization.BINS)[classes],
+        "named": colorization.annealed_mean(logits),
+    }
+    painted = jnp.stack([colorization.paint(seen, ab) for ab in colors.values()], axis=1)
+    return figures.parts(np.asarray(painted), np.tile([*colors], (len(painted), 1)))
+
+
 def first_kernel(params) -> jax.Array:
     """The kernel [h, w, 3, n] of the convolution that sees the pixels."""
     kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim == 4 and leaf.shape[2] == 3]
@@ -804,11 +914,12 @@ def first_kernel(params) -> jax.Array:
 
 def feature_function(
     setup: Setup, variables: Any, layer: str | None = None, grid: tuple[int, int] | None = None
-) -> state_probe.FeatureFunction:
+) -> FeatureFunction:
     """Frames uint8 [N, H, W, 3] -> float32 [N, D]: what the frozen encoder makes of whole frames.
 
-    A frame is covered by parts of the size that the encoder was trained on, in the run's first task. Their
-    maps, side by side, are a map of the frame, and its means over the cells of a grid are the features.
+    A frame is covered by parts of the size that the encoder was trained on, in the run's first task, and as
+    that task shows them. Their maps, side by side, are a map of the frame, and its means over the cells of a
+    grid are the features.
 
     Args:
       setup: of the run.
@@ -816,12 +927,12 @@ def feature_function(
       layer: of the encoder; None: the last.
       grid: rows and columns; None: `probe.pool`.
     """
-    puzzle = setup.tasks[0].puzzle
+    task = setup.tasks[0]
     grid = grid or setup.probe.pool
 
     @jax.jit
     def encode(variables, images):
-        parts = puzzle.scale(jigsaw.cover(images.astype(jnp.float32) / 255, puzzle.part_size))
+        parts = task.see(jigsaw.cover(images.astype(jnp.float32) / 255, task.puzzle.part_size))
         maps = setup.network.apply(
             variables,
             parts.reshape(-1, *parts.shape[3:]),

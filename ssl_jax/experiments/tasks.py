@@ -5,8 +5,10 @@
     rotation        by how many quarter turns was it turned?       4 classes
     context         where was the second patch from the first?     8 classes
     arrow_of_time   does the clip run forwards or backwards?       2 classes
+    colorization    which colours has a grey picture?              261 classes, one for each cell of a map
 
-A run has one or several of them on one encoder; each has its own head, permutation set and player.
+A run has one or several of them on one encoder; each has its own head, permutation set and player. What
+colours there are nobody chooses: the task has no player, and rare colours are weighted up instead.
 """
 
 import dataclasses
@@ -20,16 +22,28 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ssl_jax.networks.heads import (
+    ColorHead,
     FrameOrderHead,
     JigsawHead,
     PuzzleNetwork,
     answer_sums,
     answered,
+    cell_sums,
     margins,
 )
-from ssl_jax.pretext import arrow_of_time, context, frame_order, jigsaw, permutations, rotation
+from ssl_jax.pretext import (
+    arrow_of_time,
+    augment,
+    colorization,
+    context,
+    frame_order,
+    jigsaw,
+    permutations,
+    rotation,
+)
 from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime.errors import InputError
 from ssl_jax.selection import PLAYERS, Evaluation, Player
@@ -44,6 +58,7 @@ class Kind(NamedTuple):
       options: its dataclass in that module, section `puzzle`.
       head: section `head`.
       ordered: whether its classes are permutations of the parts.
+      dense: whether each cell of the encoder's map has a class, which lies in the picture.
     """
 
     pictures: Literal["image", "clip"]
@@ -51,6 +66,7 @@ class Kind(NamedTuple):
     options: type
     head: type[nn.Module]
     ordered: bool
+    dense: bool = False
 
 
 KINDS = {
@@ -59,6 +75,9 @@ KINDS = {
     "rotation": Kind("image", rotation, rotation.Rotation, JigsawHead, ordered=False),
     "context": Kind("image", context, context.Context, JigsawHead, ordered=False),
     "arrow_of_time": Kind("clip", arrow_of_time, arrow_of_time.ArrowOfTime, JigsawHead, ordered=False),
+    "colorization": Kind(
+        "image", colorization, colorization.Colorization, ColorHead, ordered=False, dense=True
+    ),
 }
 
 
@@ -88,9 +107,10 @@ class Task:
       puzzle: options of the pretext module.
       orders: int32 [P, m], the permutation set; None where classes are no permutations.
       head: names the class.
-      player: chooses the classes to train on.
+      map_size: height and width of the encoder's map of a part, where its cells have the classes; else None.
+      player: chooses the classes to train on; where cells have them its choice counts for nothing.
       player_name: among `PLAYERS`.
-      selection_slice: what the player sees.
+      selection_slice: what the player sees; None where cells have the classes.
       validation: what is reported.
     """
 
@@ -99,9 +119,10 @@ class Task:
     puzzle: Any
     orders: np.ndarray | None
     head: nn.Module
+    map_size: tuple[int, int] | None
     player: Player
     player_name: str
-    selection_slice: Skill
+    selection_slice: Skill | None
     validation: Skill
 
     @property
@@ -115,6 +136,11 @@ class Task:
         return self.orders is not None
 
     @property
+    def dense(self) -> bool:
+        """Whether each cell of the encoder's map has a class."""
+        return self.map_size is not None
+
+    @property
     def num_classes(self) -> int:
         """P."""
         return len(self.orders) if self.ordered else self.head.num_classes
@@ -123,21 +149,47 @@ class Task:
         """Pictures uint8 [B, H, W, 3] or clips [B, u, H, W, 3] -> float32 [B, m, h, w, 3] in true order."""
         return KINDS[self.name].pretext.puzzle(key, pictures, self.puzzle, train=train)
 
-    def ask(self, key: jax.Array, pictures: jax.Array, index: jax.Array, *, train: bool) -> jax.Array:
-        """What the network sees where the answers are classes `index`, int32 [B]: [B, m, h, w, 3]."""
+    def ask(
+        self, key: jax.Array, pictures: jax.Array, index: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """What the network sees, [B, m, h, w, 3], and the classes to be named.
+
+        These are `index`, int32 [B]; or, where cells have the classes, those of the pictures, [B, h', w'].
+        """
+        pretext = KINDS[self.name].pretext
+        if self.dense:
+            return pretext.puzzle(key, pictures, self.puzzle, map_size=self.map_size)
         if not self.ordered:
-            return KINDS[self.name].pretext.puzzle(key, pictures, index, self.puzzle, train=train)
-        return jigsaw.shuffle(self.parts(key, pictures, train=train), jnp.asarray(self.orders)[index])
+            return pretext.puzzle(key, pictures, index, self.puzzle, train=train), index
+        return jigsaw.shuffle(self.parts(key, pictures, train=train), jnp.asarray(self.orders)[index]), index
+
+    def see(self, pixels: jax.Array) -> jax.Array:
+        """Pixels float [..., h, w, 3] in [0, 1] as the network is used to see them."""
+        shown = colorization.lightness(pixels) if self.dense else pixels
+        return augment.scale(shown, self.puzzle.normalize)
+
+    def loss(self, logits: jax.Array, classes: jax.Array, prior: jax.Array | None) -> jax.Array:
+        """Cross-entropy float32 [B]; over cells the mean, weighted by how rare their classes are.
+
+        Args:
+          logits: float32 [B, P] or [B, h', w', P].
+          classes: int32 [B] or [B, h', w'].
+          prior: float32 [P], how often each class is that of a cell; None where cells have none.
+        """
+        if self.dense:
+            weights = colorization.class_weights(prior, self.puzzle.uniform)
+            return colorization.loss(logits, classes, weights)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, classes)
 
 
-def make(name: str, section: Mapping[str, Any], picture_size: tuple[int, int], dtype: Any) -> Task:
+def make(name: str, section: Mapping[str, Any], picture_size: tuple[int, int], encoder: nn.Module) -> Task:
     """Reads and checks the section of a task.
 
     Args:
       name: of the task and of its section.
       section: keys and values.
       picture_size: (H, W) of pictures and of frames, in pixels.
-      dtype: of the head's computation.
+      encoder: of the run; the head computes in its dtype.
 
     Raises:
       InputError: an unknown task or key, a wrong type, or values that do not fit together.
@@ -150,57 +202,84 @@ def make(name: str, section: Mapping[str, Any], picture_size: tuple[int, int], d
     ) -> dict:  # fmt: skip
         return locals()
 
-    ignored = () if kind.ordered else ("permutations",)
-    parts = fields(**config_lib.unpack(section, fields, path=name, ignore=ignored))
+    absent = [] if kind.ordered else ["permutations"]
+    if kind.dense:
+        absent.append("selection")
+    parts = fields(**dict.fromkeys(absent), **config_lib.unpack(section, fields, path=name, ignore=absent))
     if parts["weight"] <= 0:
         raise InputError(f"config.{name}.weight must be above 0, not {parts['weight']}.")
-    unpack = lambda part, builder, **kw: config_lib.unpack(
-        parts[part] or {}, builder, path=f"{name}.{part}", **kw
-    )
-    puzzle = kind.options(**unpack("puzzle", kind.options))
+    selection = {"name": "uniform"} if kind.dense else dict(parts["selection"])
+    parts["selection.slice"] = selection.pop("slice", {})
+
+    def build(part, builder, **known):
+        ignored = (*known, "parent", "name")  # the last two of modules
+        options = config_lib.unpack(parts[part] or {}, builder, path=f"{name}.{part}", ignore=ignored)
+        return builder(**options, **known)
+
+    def skill(part):
+        built = build(part, Skill, **({"classes_per_example": None} if kind.dense else {}))
+        check_skill(f"config.{name}.{part}", built, num_classes)
+        return built
+
+    puzzle = build("puzzle", kind.options)
     puzzle.check(picture_size)
-    orders, num_classes = None, None
-    if kind.ordered:
-        orders = permutations.make(
-            length=puzzle.num_parts, **unpack("permutations", permutations.make, ignore=("length",))
-        )
+    orders = build("permutations", permutations.make, length=puzzle.num_parts) if kind.ordered else None
     num_classes = len(orders) if kind.ordered else puzzle.num_classes
-    ignored = ("num_classes", "dtype", "parent", "name")
-    head = kind.head(num_classes=num_classes, dtype=dtype, **unpack("head", kind.head, ignore=ignored))
-    selection = dict(parts["selection"])
-    selection_slice = Skill(
-        **config_lib.unpack(selection.pop("slice", {}), Skill, path=f"{name}.selection.slice")
-    )
-    known = {"num_permutations": num_classes}
-    if orders is not None:
-        known["permutations"] = orders
-    player, options = choose(
-        selection, PLAYERS, f"{name}.selection", ignore=("num_permutations", "permutations")
-    )
-    asked = inspect.signature(player).parameters
-    if "permutations" in asked and orders is None:
-        raise InputError(
-            f"config.{name}.selection.name={selection['name']} orders permutations by their distance, and "
-            f"the classes of {name} are none."
-        )
-    validation = Skill(**unpack("validation", Skill))
-    for path, skill in (("selection.slice", selection_slice), ("validation", validation)):
-        if skill.batch_size * (skill.classes_per_example or num_classes) < num_classes:
-            raise InputError(
-                f"config.{name}.{path}.classes_per_example={skill.classes_per_example} times its batch_size="
-                f"{skill.batch_size} must be at least the {num_classes} classes, or some have no answer."
-            )
     return Task(
         name=name,
         weight=parts["weight"],
         puzzle=puzzle,
         orders=orders,
-        head=head,
-        player=player(**options, **{name: value for name, value in known.items() if name in asked}),
+        head=build("head", kind.head, num_classes=num_classes, dtype=encoder.dtype),
+        map_size=map_size(encoder, puzzle.part_size) if kind.dense else None,
+        selection_slice=None if kind.dense else skill("selection.slice"),
+        player=make_player(name, selection, num_classes, orders),
         player_name=selection["name"],
-        selection_slice=selection_slice,
-        validation=validation,
+        validation=skill("validation"),
     )
+
+
+def map_size(encoder: nn.Module, part_size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an encoder's map of a part, of height and width `part_size` in pixels.
+
+    Raises:
+      InputError: the part is too small for the encoder.
+    """
+    part = jax.ShapeDtypeStruct((1, *part_size, 3), jnp.float32)
+    see = lambda part: encoder.init_with_output(jax.random.key(0), part, train=False)[0]
+    return jax.eval_shape(see, part).shape[1:3]
+
+
+def make_player(name: str, section: Mapping[str, Any], num_classes: int, orders: np.ndarray | None) -> Player:
+    """The player that the section `selection` of a task describes.
+
+    Args:
+      name: of the task.
+      section: keys and values, without the slice.
+      num_classes: P.
+      orders: the permutation set [P, m]; None where classes are no permutations.
+
+    Raises:
+      InputError: an unknown player or key, a wrong type, or a player that needs permutations.
+    """
+    known = {"num_permutations": num_classes, "permutations": orders}
+    player, options = choose(section, PLAYERS, f"{name}.selection", ignore=tuple(known))
+    asked = inspect.signature(player).parameters
+    if "permutations" in asked and orders is None:
+        raise InputError(
+            f"config.{name}.selection.name={section['name']} orders permutations by their distance, and "
+            f"the classes of {name} are none."
+        )
+    return player(**options, **{key: value for key, value in known.items() if key in asked})
+
+
+def check_skill(path: str, skill: Skill, num_classes: int) -> None:
+    """Raises InputError unless every class has an answer in each batch."""
+    if skill.batch_size * (skill.classes_per_example or num_classes) < num_classes:
+        raise InputError(
+            f"{path}.classes_per_example={skill.classes_per_example} times its batch_size="
+            f"{skill.batch_size} must be at least the {num_classes} classes, or some have no answer."
+        )
 
 
 def choose(
@@ -223,7 +302,7 @@ def skill_sums(
     """Answers of the network to one batch under every class of a task.
 
     For permutations exact, and nearly free of their number: parts are encoded once (see `JigsawHead`).
-    Other tasks have few classes, which are asked for one after the other.
+    Other tasks have few classes, which are asked for one after the other; or each cell has its own.
 
     Args:
       network: of the run.
@@ -237,6 +316,10 @@ def skill_sums(
       float32 [P] sums over the batch: "correct", "ratio" and "count", see `heads.answer_sums`.
     """
     pictures = batch[task.pictures]
+    if task.dense:
+        inputs, classes = task.ask(key, pictures, None, train=False)
+        lead = margins(network.apply(variables, inputs, task.name, train=False), classes)
+        return cell_sums(lead, classes, task.num_classes, batch["mask"])
     index = answered(len(pictures), task.num_classes, skill.classes_per_example)
     if task.ordered:
         lead = network.apply(
@@ -250,11 +333,18 @@ def skill_sums(
     else:
 
         def answer(label):
-            inputs = task.ask(key, pictures, label, train=False)
+            inputs, _ = task.ask(key, pictures, label, train=False)
             return margins(network.apply(variables, inputs, task.name, train=False), label)
 
         lead = jax.lax.map(answer, index.T).T
     return answer_sums(lead, index, task.num_classes, batch["mask"])
+
+
+def count_classes(task: Task, batch: Mapping[str, jax.Array], key: jax.Array) -> jax.Array:
+    """How many cells of the maps of a batch have each class: float32 [P]; arguments as of `skill_sums`."""
+    _, classes = task.ask(key, batch[task.pictures], None, train=False)
+    nothing = jnp.zeros(classes.shape)
+    return cell_sums(nothing, classes, task.num_classes, batch["mask"])["count"]
 
 
 class SkillMeter:
@@ -274,10 +364,18 @@ class SkillMeter:
 
     def __call__(self, variables: Any) -> Evaluation:
         """The same pictures, windows and gaps at every call."""
+        return mean_answers(self.sums(variables))
+
+    def sums(self, variables: Any) -> dict[str, jax.Array]:
+        """What `skill_sums` gives, of all batches."""
         sums = [
             self._sums(variables, batch, jax.random.fold_in(self._key, number))
             for number, batch in enumerate(self._batches)
         ]
-        total = jax.tree.map(lambda *parts: sum(parts), *sums)
-        count = jnp.maximum(total["count"], 1)
-        return Evaluation(accuracy=total["correct"] / count, ratio=total["ratio"] / count)
+        return jax.tree.map(lambda *parts: sum(parts), *sums)
+
+
+def mean_answers(sums: Mapping[str, jax.Array]) -> Evaluation:
+    """How a class was answered on the mean, from `skill_sums`; 0 for one that was never asked for."""
+    count = jnp.maximum(sums["count"], 1)
+    return Evaluation(accuracy=sums["correct"] / count, ratio=sums["ratio"] / count)

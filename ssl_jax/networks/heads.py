@@ -13,7 +13,7 @@ classifier, which is the larger part: 2 * fc7 * classes operations, 8 MFLOP at p
 classes, where encoding the nine tiles takes 3,900. `permutations_per_image` keeps that in bounds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -57,55 +57,31 @@ class JigsawHead(nn.Module):
 
     def tile_features(self, maps: jax.Array, *, train: bool) -> jax.Array:
         """Maps [N, h, w, c] of single tiles -> features [N, fc6]."""
-        hidden = nn.relu(self.fc6_layer(maps.reshape(maps.shape[0], -1)))
-        return self.drop(hidden, deterministic=not train)
+        return self.drop(rectified(self.fc6_layer, maps), deterministic=not train)
 
     def classify(self, features: jax.Array, *, train: bool) -> jax.Array:
         """Features [B, m, fc6] in shuffled order -> float32 logits [B, num_classes]."""
-        hidden = nn.relu(self.fc7_layer(features.reshape(features.shape[0], -1)))
-        hidden = self.drop(hidden, deterministic=not train)
+        hidden = self.drop(rectified(self.fc7_layer, features), deterministic=not train)
         return self.classifier(hidden).astype(jnp.float32)
 
     def permutation_margins(
         self, features: jax.Array, permutations: jax.Array, index: jax.Array
     ) -> jax.Array:
-        """By how much the right class leads when each image is shuffled in K ways.
-
-        Args:
-          features: float [B, m, fc6] in true order.
-          permutations: int [P, m]; row i is class i.
-          index: int [B, K], the rows that an image answers.
-
-        Returns:
-          float32 [B, K], see `margins`. Logits of `ANSWERS_PER_STEP` pairs exist at a time.
-        """
-        shape = loop_shape(len(index), ANSWERS_PER_STEP // index.shape[1])
-
-        def step(inputs):
-            features, index = inputs
-            return margins(self._answer(features, permutations, index), index)
-
-        divided = (jnp.moveaxis(array.reshape(*shape, *array.shape[1:]), 2, 0) for array in (features, index))
-        lead = lax.map(step, tuple(divided))  # [steps, shards, n, K]
-        return jnp.moveaxis(lead, 0, 2).reshape(index.shape)
+        """By how much the right class leads, for tiles [B, m, fc6] in true order: see `stepwise_margins`."""
+        return stepwise_margins(self._answer, features, permutations, index)
 
     def _answer(self, features, permutations, index):
         """Logits [s, n, K, classes] for features [s, n, m, fc6] and rows [s, n, K] of permutations."""
         tiles = features.shape[2]
-        kernel, bias = self._weights(self.fc7_layer)
+        kernel, bias = weights(self.fc7_layer)
         partial = jnp.einsum("snjd,ide->snjie", features, kernel.reshape(tiles, -1, self.fc7))
         partial = partial.reshape(*features.shape[:2], tiles * tiles, self.fc7)
         # Row p has a one where tile j is at position i. A product with it is faster than gathering.
         shown = permutations[:, None, :] == jnp.arange(tiles)[None, :, None]
         shown = shown.reshape(len(permutations), tiles * tiles).astype(self.dtype)
         hidden = nn.relu(jnp.einsum("snkq,snqe->snke", shown[index], partial) + bias)
-        kernel, bias = self._weights(self.classifier)
+        kernel, bias = weights(self.classifier)
         return (jnp.einsum("snke,ec->snkc", hidden, kernel) + bias).astype(jnp.float32)
-
-    def _weights(self, layer):
-        """Kernel, and bias with the axes of answers, in the dtype of the computation."""
-        params = layer.variables["params"]
-        return params["kernel"].astype(self.dtype), params["bias"].astype(self.dtype)[None, None, None]
 
 
 class FrameOrderHead(nn.Module):
@@ -148,8 +124,7 @@ class FrameOrderHead(nn.Module):
 
     def tile_features(self, maps: jax.Array, *, train: bool) -> jax.Array:
         """Maps [N, h, w, c] of single frames -> features [N, fc6]."""
-        hidden = nn.relu(self.fc6_layer(maps.reshape(maps.shape[0], -1)))
-        return self.drop(hidden, deterministic=not train)
+        return self.drop(rectified(self.fc6_layer, maps), deterministic=not train)
 
     def classify(self, features: jax.Array, *, train: bool) -> jax.Array:
         """Features [B, m, fc6] in shuffled order -> float32 logits [B, num_classes]."""
@@ -157,7 +132,11 @@ class FrameOrderHead(nn.Module):
         hidden = self.drop(outputs.reshape(len(outputs), -1), deterministic=not train)
         return self.classifier(hidden).astype(jnp.float32)
 
-    permutation_margins = JigsawHead.permutation_margins  # the same, of other answers
+    def permutation_margins(
+        self, features: jax.Array, permutations: jax.Array, index: jax.Array
+    ) -> jax.Array:
+        """By how much the right class leads, for frames [B, m, fc6] in true order: see `stepwise_margins`."""
+        return stepwise_margins(self._answer, features, permutations, index)
 
     def _answer(self, features, permutations, index):
         """Logits [s, n, K, classes] for features [s, n, m, fc6] and rows [s, n, K] of permutations."""
@@ -177,10 +156,47 @@ class FrameOrderHead(nn.Module):
             enter, keep, new, leave = jnp.split(gates, 4, axis=-1)
             state = nn.sigmoid(keep) * state + nn.sigmoid(enter) * jnp.tanh(new)
             outputs.append(nn.sigmoid(leave) * jnp.tanh(state))
-        weights = self.classifier.variables["params"]
-        kernel, bias = weights["kernel"].astype(self.dtype), weights["bias"].astype(self.dtype)
-        logits = jnp.einsum("snkd,dc->snkc", jnp.concatenate(outputs, -1), kernel)
-        return (logits + bias[None, None, None]).astype(jnp.float32)
+        kernel, bias = weights(self.classifier)
+        return (jnp.einsum("snkd,dc->snkc", jnp.concatenate(outputs, -1), kernel) + bias).astype(jnp.float32)
+
+
+def rectified(layer: nn.Dense, x: jax.Array) -> jax.Array:
+    """What a layer makes of x [N, ...], flattened, less what is negative: [N, features of the layer]."""
+    return nn.relu(layer(x.reshape(x.shape[0], -1)))
+
+
+def weights(layer: nn.Dense) -> tuple[jax.Array, jax.Array]:
+    """A layer's kernel, and its bias with the axes of answers, in the dtype of its computation."""
+    params = layer.variables["params"]
+    return params["kernel"].astype(layer.dtype), params["bias"].astype(layer.dtype)[None, None, None]
+
+
+def stepwise_margins(
+    answer: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    features: jax.Array,
+    permutations: jax.Array,
+    index: jax.Array,
+) -> jax.Array:
+    """By how much the right class leads when each example is shuffled in K ways.
+
+    Args:
+      answer: (features [s, n, m, d], permutations, rows of them [s, n, K]) -> logits [s, n, K, classes].
+      features: float [B, m, d] of the parts, in true order.
+      permutations: int [P, m]; row i is class i.
+      index: int [B, K], the rows that an example answers.
+
+    Returns:
+      float32 [B, K], see `margins`. Logits of `ANSWERS_PER_STEP` pairs exist at a time.
+    """
+    shape = loop_shape(len(index), ANSWERS_PER_STEP // index.shape[1])
+
+    def step(inputs):
+        features, index = inputs
+        return margins(answer(features, permutations, index), index)
+
+    divided = (jnp.moveaxis(array.reshape(*shape, *array.shape[1:]), 2, 0) for array in (features, index))
+    lead = lax.map(step, tuple(divided))  # [steps, shards, n, K]
+    return jnp.moveaxis(lead, 0, 2).reshape(index.shape)
 
 
 def relative_to_clip(features: jax.Array) -> jax.Array:
@@ -311,6 +327,29 @@ def answer_sums(
     each = index.shape[1]
     place = (jnp.arange(num_classes)[None] - index[:, :1]) % num_classes
     counts = (place < each) & mask[:, None]
-    margins = jnp.take_along_axis(margins, jnp.minimum(place, each - 1), axis=1)
+    return _sums(jnp.take_along_axis(margins, jnp.minimum(place, each - 1), axis=1), counts)
+
+
+def cell_sums(
+    margins: jax.Array, classes: jax.Array, num_classes: int, mask: jax.Array
+) -> dict[str, jax.Array]:
+    """How every class was answered, by those cells of maps that are of the class.
+
+    Args:
+      margins: float32 [B, h, w], see the function of that name.
+      classes: int [B, h, w].
+      num_classes: P.
+      mask: bool [B], examples that count.
+
+    Returns:
+      float32 [P] sums, see `answer_sums`; a class that no cell is of has a "count" of 0.
+    """
+    of_class = classes[..., None] == jnp.arange(num_classes)[None, None, None]
+    counts = of_class & mask[:, None, None, None]
+    return _sums(margins.reshape(-1, 1), counts.reshape(-1, num_classes))
+
+
+def _sums(margins, counts):
+    """Sums over the rows of a table of margins, [N, P] or [N, 1], where `counts` [N, P] is true."""
     values = {"correct": margins > 0, "ratio": jnp.exp(jnp.clip(margins, -20, 20)), "count": 1.0}
     return {name: jnp.where(counts, value, 0.0).sum(0) for name, value in values.items()}

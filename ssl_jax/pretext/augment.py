@@ -8,7 +8,47 @@ import dm_pix
 import jax
 import jax.numpy as jnp
 
+from ssl_jax.runtime.errors import InputError
+
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
+
+
+def check_shares(path: str, **shares: float) -> None:
+    """Raises InputError unless every option, of the section `path`, lies in [0, 1]."""
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise InputError(f"{path}.{name} must lie in [0, 1], not {share}.")
+
+
+def check_window(
+    path: str,
+    window: tuple[int, int] | None,
+    size: tuple[int, int],
+    image_size: tuple[int, int],
+    jitter: int = 0,
+) -> None:
+    """Raises InputError unless a part of the images, `window`, shrinks to `size` by an integer factor.
+
+    Args:
+      path: of the section that holds both.
+      window: height and width in pixels; None: those of the images.
+      size: height and width of what the network sees.
+      image_size: height and width of the images.
+      jitter: pixels for which there must be room on every side of the window.
+    """
+    shown = window or image_size
+    if min(image_size[0] - shown[0], image_size[1] - shown[1]) < 2 * jitter:
+        around = f", with {path}.jitter={jitter} on every side," if jitter else ""
+        raise InputError(
+            f"{path}.window={window}{around} is larger than the pictures, "
+            f"config.data.image_size={image_size}; make one of the two smaller."
+        )
+    factor = shown[0] // size[0]
+    if factor < 1 or (factor * size[0], factor * size[1]) != tuple(shown):
+        raise InputError(
+            f"{path}.window={window}, {shown[0]} x {shown[1]} pixels, must be {path}.size={size} or an "
+            "integer multiple of it, the same in height and width."
+        )
 
 
 def crop(images: jax.Array, offsets: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -38,6 +78,17 @@ def random_offsets(key: jax.Array, shape: tuple[int, ...], room: tuple[int, int]
     """Uniform offsets int32 [*shape, 2] with 0 <= offset <= room, in pixels."""
     limit = jnp.broadcast_to(jnp.array(room) + 1, (*shape, 2))
     return jax.random.randint(key, (*shape, 2), 0, limit)
+
+
+def shrink(images: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """uint8 [..., H, W, 3] -> float32 [..., h, w, 3] in [0, 1], the mean of each block of pixels."""
+    *leading, height, width, channels = images.shape
+    if (height, width) == size:
+        return images.astype(jnp.float32) / 255
+    rows, columns = height // size[0], width // size[1]
+    blocks = images.astype(jnp.int32).reshape(*leading, size[0], rows, size[1], columns, channels)
+    # Sums of integers: XLA's CPU backend takes tens of times as long for a mean of floats over two axes.
+    return blocks.sum((-4, -2)) / (255.0 * rows * columns)
 
 
 def color_jitter(key: jax.Array, images: jax.Array, strength: float) -> jax.Array:
@@ -102,3 +153,8 @@ def normalize(images: jax.Array, epsilon: float = 0.01) -> jax.Array:
     mean = images.mean((-3, -2), keepdims=True)
     deviation = images.std((-3, -2), keepdims=True)
     return (images - mean) / (deviation + epsilon)
+
+
+def scale(pixels: jax.Array, normalized: bool) -> jax.Array:
+    """Pixels float [..., h, w, 3] in [0, 1] as networks see them: normalised, or 2 x - 1."""
+    return normalize(pixels) if normalized else 2 * pixels - 1

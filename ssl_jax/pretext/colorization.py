@@ -20,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ssl_jax.pretext import augment, frame_order, jigsaw
-from ssl_jax.pretext.rotation import check_window
+from ssl_jax.pretext import augment, jigsaw
 from ssl_jax.runtime.errors import InputError
 
 CELL = 10  # width of a class in a and in b
@@ -82,13 +81,9 @@ class Colorization:
         """Height and width in pixels of what the network sees."""
         return self.size
 
-    def scale(self, pixels: jax.Array) -> jax.Array:
-        """Lightness float [..., h, w, c] in [0, 1] as the network is to see it."""
-        return augment.normalize(pixels) if self.normalize else 2 * pixels - 1
-
     def check(self, image_size: tuple[int, int]) -> None:
         """Raises InputError unless the window fits the images, and the size the window."""
-        check_window("config.colorization.puzzle", self.window, self.size, image_size)
+        augment.check_window("config.colorization.puzzle", self.window, self.size, image_size)
 
 
 def puzzle(
@@ -107,9 +102,9 @@ def puzzle(
       float32 [B, 1, h, w, 3], the lightness in three equal channels, and classes int32 [B, h', w'].
     """
     lab = rgb_to_lab(view(key, images, task))
-    lightness = task.scale(lab[..., :1] / 100)
+    shown = augment.scale(lab[..., :1] / 100, task.normalize)
     targets = quantize(area_mean(lab[..., 1:], map_size))
-    return jnp.broadcast_to(lightness, lab.shape)[:, None], targets
+    return jnp.broadcast_to(shown, lab.shape)[:, None], targets
 
 
 def view(key: jax.Array, images: jax.Array, task: Colorization) -> jax.Array:
@@ -118,19 +113,12 @@ def view(key: jax.Array, images: jax.Array, task: Colorization) -> jax.Array:
     Returns:
       sRGB float32 [B, h, w, 3] in [0, 1].
     """
-    return frame_order.shrink(jigsaw.window(key, images, task)[:, None], task.size)[:, 0]
+    return augment.shrink(jigsaw.window(key, images, task), task.size)
 
 
-def prior(key: jax.Array, images: jax.Array, task: Colorization, *, map_size: tuple[int, int]) -> jax.Array:
-    """How often each class is the answer in a sample of pictures.
-
-    Takes the arguments of `puzzle`. Of several batches of one size the mean is the prior of them all.
-
-    Returns:
-      float32 [Q], sums to 1.
-    """
-    _, targets = puzzle(key, images, task, map_size=map_size)
-    return jnp.bincount(targets.reshape(-1), length=len(BINS)) / targets.size
+def lightness(pixels: jax.Array) -> jax.Array:
+    """The lightness of sRGB float [..., 3] in [0, 1], in [0, 1] too and in three equal channels."""
+    return jnp.broadcast_to(rgb_to_lab(pixels)[..., :1] / 100, pixels.shape)
 
 
 def class_weights(prior: jax.Array, uniform: float = 0.5) -> jax.Array:

@@ -61,9 +61,7 @@ class Context:
 
     def __post_init__(self):
         path = "config.context.puzzle"
-        for name in ("color_jitter", "grey", "color_drop"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{path}.{name} must lie in [0, 1], not {getattr(self, name)}.")
+        augment.check_shares(path, color_jitter=self.color_jitter, grey=self.grey, color_drop=self.color_drop)
         for name in ("gap", "jitter", "channel_shift"):
             if getattr(self, name) < 0:
                 raise InputError(f"{path}.{name} must be a number of pixels or 0, not {getattr(self, name)}.")
@@ -83,10 +81,6 @@ class Context:
         """Height and width in pixels of the block of 3 x 3 patches, with room for the jitter."""
         around = 2 * (self.gap + self.jitter)
         return 3 * self.patch[0] + around, 3 * self.patch[1] + around
-
-    def scale(self, pixels: jax.Array) -> jax.Array:
-        """Pixels float [..., h, w, 3] in [0, 1], of patches, as the network is to see them."""
-        return augment.normalize(pixels) if self.normalize else 2 * pixels - 1
 
     def check(self, image_size: tuple[int, int]) -> None:
         """Raises InputError unless a patch and its eight neighbours fit the images."""
@@ -123,7 +117,7 @@ def puzzle(key: jax.Array, images: jax.Array, index: jax.Array, task: Context, *
         patches = augment.random_grey(grey_key, patches, task.grey)
     if train and task.channel_shift:
         patches = augment.shift_channels(shift_key, patches, task.channel_shift)
-    patches = task.scale(patches)
+    patches = augment.scale(patches, task.normalize)
     if train and task.color_drop:
         patches = drop_colors(drop_key, patches, task.color_drop)
     return patches

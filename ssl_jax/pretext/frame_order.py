@@ -58,9 +58,12 @@ class FrameOrder:
     normalize: bool = True
 
     def __post_init__(self):
-        for name in ("color_jitter", "grey", "channel_drop"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"puzzle.{name} of clips must lie in [0, 1], not {getattr(self, name)}.")
+        augment.check_shares(
+            "the clips' puzzle",
+            color_jitter=self.color_jitter,
+            grey=self.grey,
+            channel_drop=self.channel_drop,
+        )
         if self.jitter < 0:
             raise InputError("puzzle.jitter of clips must be 0 (off) or a number of pixels.")
         if self.frames < 2:
@@ -76,25 +79,10 @@ class FrameOrder:
         """Height and width in pixels of what the network sees of a frame."""
         return self.size
 
-    def scale(self, pixels: jax.Array) -> jax.Array:
-        """Pixels float [..., h, w, 3] in [0, 1], of frames, as the network is to see them."""
-        return augment.normalize(pixels) if self.normalize else 2 * pixels - 1
-
     def check(self, image_size: tuple[int, int]) -> None:
         """Raises InputError unless window and jitter fit the pictures, and the size the window."""
         window = self.window or image_size
-        factor = window[0] // self.size[0]
-        if factor < 1 or tuple(window) != (factor * self.size[0], factor * self.size[1]):
-            raise InputError(
-                f"puzzle.window={window} of clips must be puzzle.size={self.size} or an integer multiple of "
-                "it, the same in height and width."
-            )
-        room = min(image_size[0] - window[0], image_size[1] - window[1])
-        if room < 2 * self.jitter:
-            raise InputError(
-                f"puzzle.window={window} of clips, with puzzle.jitter={self.jitter} on every side, is larger "
-                f"than the pictures, config.data.image_size={image_size}; make one of the two smaller."
-            )
+        augment.check_window("the clips' puzzle", window, self.size, image_size, self.jitter)
 
 
 def puzzle(key: jax.Array, clips: jax.Array, task: FrameOrder, *, train: bool) -> jax.Array:
@@ -133,7 +121,7 @@ def window(key: jax.Array, clips: jax.Array, task: FrameOrder) -> jax.Array:
 def recolor(key: jax.Array, windows: jax.Array, task: FrameOrder, *, train: bool) -> jax.Array:
     """Windows uint8 [B, u, H', W', 3] -> what the network sees of them; second half of `puzzle`."""
     jitter_key, grey_key, channel_key = jax.random.split(key, 3)
-    pixels = shrink(windows, task.size)
+    pixels = augment.shrink(windows, task.size)
     if train and task.color_jitter:
         # One draw for a clip: its frames are one picture, one above the other.
         stacked = pixels.reshape(len(pixels), -1, *pixels.shape[3:])
@@ -142,7 +130,7 @@ def recolor(key: jax.Array, windows: jax.Array, task: FrameOrder, *, train: bool
         pixels = augment.random_grey(grey_key, pixels, task.grey)
     if train and task.channel_drop:
         pixels = drop_channels(channel_key, pixels, task.channel_drop)
-    return task.scale(pixels)
+    return augment.scale(pixels, task.normalize)
 
 
 def motion_energy(clips: jax.Array) -> jax.Array:
@@ -177,17 +165,6 @@ def _draw(key, weights):
     level = jax.random.uniform(key, (len(weights), 1)) * cumulative[:, -1:]
     index = (cumulative <= level).sum(1, dtype=jnp.int32)
     return jnp.minimum(index, weights.shape[1] - 1)  # A level may be rounded up to the sum.
-
-
-def shrink(frames: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """uint8 [B, u, H, W, 3] -> float32 [B, u, h, w, 3] in [0, 1], the mean of each block of pixels."""
-    batch, num, height, width, channels = frames.shape
-    if (height, width) == size:
-        return frames.astype(jnp.float32) / 255
-    rows, columns = height // size[0], width // size[1]
-    blocks = frames.astype(jnp.int32).reshape(batch, num, size[0], rows, size[1], columns, channels)
-    # Sums of integers: XLA's CPU backend takes tens of times as long for a mean of floats over two axes.
-    return blocks.sum((3, 5)) / (255.0 * rows * columns)
 
 
 def drop_channels(key: jax.Array, clips: jax.Array, probability: float) -> jax.Array:

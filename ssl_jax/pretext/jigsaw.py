@@ -44,11 +44,7 @@ class Jigsaw:
     normalize: bool = True
 
     def __post_init__(self):
-        for name in ("color_jitter", "grey"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(
-                    f"config.spatial.puzzle.{name} must lie in [0, 1], not {getattr(self, name)}."
-                )
+        augment.check_shares("config.spatial.puzzle", color_jitter=self.color_jitter, grey=self.grey)
         if self.channel_shift < 0:
             raise InputError("config.spatial.puzzle.channel_shift must be 0 (off) or a number of pixels.")
         if min(self.grid) < 1 or self.num_parts < 2:
@@ -63,10 +59,6 @@ class Jigsaw:
     def part_size(self) -> tuple[int, int]:
         """Height and width of a tile in pixels."""
         return self.tile
-
-    def scale(self, pixels: jax.Array) -> jax.Array:
-        """Pixels float [..., h, w, 3] in [0, 1], of tiles, as the network is to see them."""
-        return augment.normalize(pixels) if self.normalize else 2 * pixels - 1
 
     def check(self, image_size: tuple[int, int]) -> None:
         """Raises InputError unless the window fits the images and the tiles fit their cells."""
@@ -120,7 +112,7 @@ def tiles(key: jax.Array, windows: jax.Array, task: Jigsaw, *, train: bool) -> j
     parts, _ = cut(cut_key, windows, grid=task.grid, tile=task.tile, jitter=task.gap_jitter)
     if train and task.channel_shift:
         parts = augment.shift_channels(shift_key, parts, task.channel_shift)
-    return task.scale(parts)
+    return augment.scale(parts, task.normalize)
 
 
 def cut(

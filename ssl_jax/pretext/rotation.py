@@ -16,7 +16,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from ssl_jax.pretext import augment, frame_order, jigsaw
+from ssl_jax.pretext import augment, jigsaw
 from ssl_jax.runtime.errors import InputError
 
 
@@ -43,11 +43,7 @@ class Rotation:
     num_parts: ClassVar[int] = 1
 
     def __post_init__(self):
-        for name in ("color_jitter", "grey"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(
-                    f"config.rotation.puzzle.{name} must lie in [0, 1], not {getattr(self, name)}."
-                )
+        augment.check_shares("config.rotation.puzzle", color_jitter=self.color_jitter, grey=self.grey)
         if self.size[0] != self.size[1]:
             raise InputError(
                 f"config.rotation.puzzle.size={self.size} must be square, or its shape tells a quarter turn."
@@ -58,37 +54,9 @@ class Rotation:
         """Height and width in pixels of what the network sees."""
         return self.size
 
-    def scale(self, pixels: jax.Array) -> jax.Array:
-        """Pixels float [..., h, w, 3] in [0, 1] as the network is to see them."""
-        return augment.normalize(pixels) if self.normalize else 2 * pixels - 1
-
     def check(self, image_size: tuple[int, int]) -> None:
         """Raises InputError unless the window fits the images, and the size the window."""
-        check_window("config.rotation.puzzle", self.window, self.size, image_size)
-
-
-def check_window(
-    path: str, window: tuple[int, int] | None, size: tuple[int, int], image_size: tuple[int, int]
-) -> None:
-    """Raises InputError unless a part of the images, `window`, shrinks to `size` by an integer factor.
-
-    Args:
-      path: of the section that holds both.
-      window: height and width in pixels; None: those of the images.
-      size: height and width of what the network sees.
-      image_size: height and width of the images.
-    """
-    shown = window or image_size
-    if shown[0] > image_size[0] or shown[1] > image_size[1]:
-        raise InputError(
-            f"{path}.window={window} is larger than the images, config.data.image_size={image_size}."
-        )
-    factor = shown[0] // size[0]
-    if factor < 1 or (factor * size[0], factor * size[1]) != tuple(shown):
-        raise InputError(
-            f"{path}.window={window}, {shown[0]} x {shown[1]} pixels, must be {path}.size={size} or an "
-            "integer multiple of it, the same in height and width."
-        )
+        augment.check_window("config.rotation.puzzle", self.window, self.size, image_size)
 
 
 def puzzle(key: jax.Array, images: jax.Array, index: jax.Array, task: Rotation, *, train: bool) -> jax.Array:
@@ -106,12 +74,12 @@ def puzzle(key: jax.Array, images: jax.Array, index: jax.Array, task: Rotation, 
     """
     window_key, jitter_key, grey_key = jax.random.split(key, 3)
     windows = jigsaw.window(window_key, images, task)
-    pixels = frame_order.shrink(windows[:, None], task.size)[:, 0]
+    pixels = augment.shrink(windows, task.size)
     if train and task.color_jitter:
         pixels = augment.color_jitter(jitter_key, pixels, task.color_jitter)
     if train and task.grey:
         pixels = augment.random_grey(grey_key, pixels, task.grey)
-    return rotate(task.scale(pixels), index)[:, None]
+    return rotate(augment.scale(pixels, task.normalize), index)[:, None]
 
 
 def rotate(images: jax.Array, quarter_turns: jax.Array) -> jax.Array:

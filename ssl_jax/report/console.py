@@ -63,6 +63,8 @@ def _numbers(run: page.Run) -> Table:
         table.add_row(
             f"validation accuracy{of_task}", page.percentage(run.last(f"val/{task}/accuracy")), chance
         )
+        if (balanced := run.last(f"val/{task}/balanced_accuracy")) is not None:
+            table.add_row(f"mean over classes{of_task}", page.percentage(balanced), "")
         worst = page.percentage(run.last(f"val/{task}/worst_group_accuracy"))
         table.add_row(f"worst group of classes{of_task}", worst, chance)
     if (overhead := run.last("time/policy_overhead")) is not None:

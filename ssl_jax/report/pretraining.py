@@ -99,6 +99,7 @@ def _curves(run: page.Run) -> Iterator[str]:
         names = {
             f"train/{task}/accuracy": "training",
             f"val/{task}/accuracy": "validation",
+            f"val/{task}/balanced_accuracy": "validation, mean over classes",
             f"val/{task}/worst_group_accuracy": "worst group",
         }
         share = chance(run, task)
@@ -135,6 +136,8 @@ _PUZZLES = {
     "colour changes and normalisation that the configuration asks for, with brightness stretched for "
     "display. The number on a tile is the place it came from; naming the class means naming this order "
     "of numbers.",
+    "colorization": "Grey pictures as they reached the network, the colours asked for, one for each cell of "
+    "its map, and those it named.",
     "temporal": "Clips as they reached the network, after crop, jitter and normalisation, with brightness "
     "stretched for display. The number above a frame is the place in time it came from.",
 }
