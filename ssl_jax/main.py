@@ -3,6 +3,7 @@
 python -m ssl_jax.main --config=configs/jigsaw_rl.py
 python -m ssl_jax.main --config=configs/jigsaw_rl.py:paper,policy=uniform --workdir=/tmp/paper
 python -m ssl_jax.main --config=configs/jigsaw_rl.py --config.train.steps=100
+python -m ssl_jax.main --config=... --coordinator=node1:8476 --num_processes=2 --process_id=0   # and 1 elsewhere
 
 The same command again goes on from the last checkpoint.
 """
@@ -24,6 +25,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where a run writes and resumes; by default runs/CONFIG[-ARG]."
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0 in a run of several; SLURM and TPU pods know it by themselves."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes make the run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of the processes this is, from 0.")
 
 
 def main(argv: list[str]) -> None:
@@ -39,9 +45,12 @@ def main(argv: list[str]) -> None:
     config_lib.check_known("experiment", config.get("experiment"), experiments.EXPERIMENTS)
     default = config_lib.default_workdir(flags.FLAGS["config"].config_filename)
     # Imported only now: jax takes seconds to start, and a mistyped flag should not wait for it.
-    experiment = importlib.import_module(f"ssl_jax.experiments.{config.experiment}")
+    distributed = importlib.import_module("ssl_jax.runtime.distributed")
+    distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     try:
-        experiment.run(config, _WORKDIR.value or default)
+        with distributed.ending_together():
+            experiment = importlib.import_module(f"ssl_jax.experiments.{config.experiment}")
+            experiment.run(config, _WORKDIR.value or default)
     except KeyboardInterrupt:
         command = shlex.join(["python", "-m", "ssl_jax.main", *sys.argv[1:]])
         print(f"\ninterrupted; to go on from the last checkpoint: {command}", file=sys.stderr)

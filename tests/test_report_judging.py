@@ -56,7 +56,7 @@ def test_page_names_the_checkpoint_and_its_scores(workdir):
     for name in ("linear_probe.png", "retrieval_frame.png", "probe_by_category.png"):
         assert (workdir / "figures" / name).is_file()
     row = written.partition("<th scope=row>conv2</th>")[2].partition("</tr>")[0]
-    assert row == "<td>0.625</td><td>0.500</td><td>▲\N{NO-BREAK SPACE}+0.125</td>"
+    assert row == "<td>0.625</td><td>0.500</td><td class=up>▲\N{NO-BREAK SPACE}+0.125</td>"
 
 
 def test_curves_over_k_go_from_small_to_large(workdir):

@@ -56,7 +56,7 @@ def make_run(path: Path, tasks: str, player: str, seed: int, *, finished: bool =
     for file, rows in (("metrics.jsonl", lines), ("selection.jsonl", looks)):
         (path / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
     if finished:
-        final = {"val/accuracy": 0.9, "time/policy_overhead": 0.031, "retrieval/frame/top1": 0.25}
+        final = {"val/accuracy": 0.9, "time/policy_overhead": 0.031, "retrieval/state/top1": 0.25}
         for task in TASKS[tasks]:
             final |= {f"val/{task}/accuracy": accuracy, f"val/{task}/worst_group_accuracy": accuracy / 2}
             final[f"val/{task}/chance"] = 0.125
@@ -210,7 +210,7 @@ def test_markdown(workdir):
     assert "95 % Student's t interval" in text
     heads = (
         "| tasks | policy | seeds | spatial accuracy, % | spatial worst group, % | temporal accuracy, % | "
-        "temporal worst group, % | probe F1 | probe F1, trained − random | retrieval frame top-1, % | "
+        "temporal worst group, % | probe F1 | probe F1, trained − random | retrieval state top-1, % | "
         "policy's extra time, % | wall time, s |"
     )
     assert heads in text

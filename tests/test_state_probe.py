@@ -161,7 +161,7 @@ def test_evaluate_keeps_games_apart():
 
     splits = {split: list(batches()) for split in ("train", "validation", "test")}
     encoder = lambda image: image[:, 0, 0, :1].astype(np.float32)
-    scores = dict(state_probe.evaluate({"pixel": encoder}, splits, games, PROTOCOL))
+    scores = dict(state_probe.evaluate(state_probe.read(splits, {"pixel": encoder}), games, PROTOCOL))
     assert scores.keys() == set(games)
     for game in games:
         assert min(scores[game]["pixel"].values()) == 1
@@ -173,7 +173,7 @@ def test_a_split_of_padding_alone_gives_no_scores():
     batch["mask"] = np.zeros(2, bool)
     splits = {split: [batch] for split in ("train", "validation", "test")}
     encoders = {"pixel": lambda image: image[:, 0, 0].astype(np.float32)}
-    assert list(state_probe.evaluate(encoders, splits, ("breakout",), PROTOCOL)) == []
+    assert list(state_probe.evaluate(state_probe.read(splits, encoders), ("breakout",), PROTOCOL)) == []
 
 
 def test_summary_by_hand():

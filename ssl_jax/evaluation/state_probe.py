@@ -69,8 +69,7 @@ def probe_game(game: str, splits: Mapping[str, Rows], protocol: Protocol) -> dic
     if not addresses:
         return {}
     labels = lambda frames: frames.fields["ram"][:, list(addresses.values())]
-    answers = {"majority": [np.bincount(column).argmax() for column in labels(train).T]}
-    answers["majority"] = np.broadcast_to(answers["majority"], labels(test).shape)
+    answers = {}
     for name in train.features:
         fitted = linear_probe.fit(train.features[name], labels(train), protocol.weight_decays)
         validated = [
@@ -78,6 +77,8 @@ def probe_game(game: str, splits: Mapping[str, Rows], protocol: Protocol) -> dic
             for values in fitted.predict(validation.features[name])
         ]
         answers[name] = fitted.predict(test.features[name])[int(np.argmax(validated))]
+    most_frequent = [np.bincount(column).argmax() for column in labels(train).T]
+    answers["majority"] = np.broadcast_to(most_frequent, labels(test).shape)
     return {
         name: dict(zip(addresses, f1_scores(labels(test), values), strict=True))
         for name, values in answers.items()
@@ -123,27 +124,32 @@ def _mean(values) -> float:
     return float(np.mean(list(values)))
 
 
+def read(splits: Mapping[str, Batches], encoders: Mapping[str, FeatureFunction]) -> dict[str, Rows]:
+    """Reads each split once: the features of all encoders, the fields of its batches, and "digest".
+
+    Args:
+      splits: name -> batches {"image": uint8 [B, H, W, 3], "ram": uint8 [B, 128], "game": int [B], the class
+        of the game, "mask": bool [B]}; rows without mask are padding.
+      encoders: name -> feature function, for example {"trained": ..., "random": ...}.
+    """
+    return {
+        split: collect(with_digest(batches), encoders, may_be_empty=True) for split, batches in splits.items()
+    }
+
+
 def evaluate(
-    encoders: Mapping[str, FeatureFunction],
-    splits: Mapping[str, Batches],
-    games: tuple[str, ...],
-    protocol: Protocol,
+    frames: Mapping[str, Rows], games: tuple[str, ...], protocol: Protocol
 ) -> Iterator[tuple[str, dict[str, dict[str, float]]]]:
     """Probes several encoders on the same frames.
 
     Args:
-      encoders: name -> feature function, for example {"trained": ..., "random": ...}.
-      splits: "train", "validation", "test" -> batches {"image": uint8 [B, H, W, 3], "ram": uint8 [B, 128],
-        "game": int [B], the class of the game, "mask": bool [B]}; rows without mask are padding.
+      frames: "train", "validation" and "test", see `read`.
       games: names of the games, in the order of their classes.
       protocol: of the probe.
 
     Yields:
       (game, encoder -> variable -> F1), see `probe_game`.
     """
-    frames = {
-        split: collect(with_digest(batches), encoders, may_be_empty=True) for split, batches in splits.items()
-    }
     for number, game in enumerate(games):
         of_game = {split: part.where(part.fields["game"] == number) for split, part in frames.items()}
         scores = probe_game(game, of_game, protocol)

@@ -499,7 +499,7 @@ def probe_states(setup: Setup, around: Surroundings) -> tuple[Scores, dict[str, 
     }
     by_encoder: dict[str, dict] = {}
     games = around.data.class_names("game")
-    for game, scores in state_probe.evaluate(encoders, splits, games, protocol):
+    for game, scores in state_probe.evaluate(state_probe.read(splits, encoders), games, protocol):
         for encoder, values in scores.items():
             by_encoder.setdefault(encoder, {})[game] = values
     summary = {encoder: state_probe.summarize(values) for encoder, values in by_encoder.items()}

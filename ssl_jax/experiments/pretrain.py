@@ -28,7 +28,7 @@ from absl import logging
 from matplotlib.figure import Figure
 
 from ssl_jax.data import clips, pipeline, sources
-from ssl_jax.evaluation import linear_probe, state_probe
+from ssl_jax.evaluation import linear_probe, retrieval, state_probe
 from ssl_jax.evaluation.features import FeatureFunction
 from ssl_jax.experiments import tasks as tasks_lib
 from ssl_jax.experiments.tasks import Skill, SkillMeter, Task
@@ -781,7 +781,7 @@ def judge(
     final, classes = validate(state)
     initial = create_state(setup, jax.random.PRNGKey(setup.seed))
     with around.stopwatch("probe"):
-        probe = probe_states(setup, around.data, {"trained": state, "random": initial})
+        known = probe_states(setup, around.data, {"trained": state, "random": initial})
     draw_figures(setup, around, state)
     seconds = around.stopwatch.seconds
     working = max(seconds.get("data", 0.0) + seconds.get("step", 0.0), 1e-9)
@@ -807,8 +807,8 @@ def judge(
         "left_out": {cause: [len(names), *names[:5]] for cause, names in around.data.left_out.items()},
         "refused_clips": around.batches["clip"].skipped.refused if "clip" in around.batches else {},
     }
-    if probe:
-        results["probe"] = probe
+    results |= known
+    results["final"] |= known.get("retrieval", {}).get("trained", {})
     if jax.process_index() == 0:
         metrics_lib.write_json(around.workdir / RESULTS_FILE, results)
         page.build(around.workdir)
@@ -828,34 +828,47 @@ def describe_orders(config: ml_collections.ConfigDict, task: Task) -> dict[str, 
     return {"num": len(task.orders), "method": method, "min_distance": minimum, "mean_distance": mean}
 
 
-def probe_states(setup: Setup, data: sources.Sources, states: Mapping[str, State]) -> dict[str, Any] | None:
-    """The state probe of several states of the network; None without RAM labels."""
+def probe_states(setup: Setup, data: sources.Sources, states: Mapping[str, State]) -> dict[str, Any]:
+    """What several states of the network know of a game's state, for results.json.
+
+    Returns:
+      "probe", the state probe, and "retrieval", encoder -> name -> value, on the same features; {} without
+      RAM labels.
+    """
     protocol = setup.probe
     if not protocol.enabled:
-        return None
+        return {}
     if "ram" not in data.features:
         logging.info("%s has no RAM labels: the state probe is left out.", data.name)
-        return None
+        return {}
 
-    def read(split):
+    def batches(split):
         options = pipeline.EvaluationOptions(
             batch_size=protocol.batch_size,
             image_size=setup.data.image_size,
             min_size=setup.data.min_size,
             limit=getattr(protocol, f"{split}_frames"),
         )
-        return pipeline.evaluation_batches(data.open(split, ("ram", "game")), options)
+        return pipeline.evaluation_batches(data.open(split, ("ram", "game", "episode")), options)
 
-    splits = {split: read(split) for split in ("train", "validation", "test")}
+    splits = {split: batches(split) for split in ("train", "validation", "test")}
     encoders = {name: feature_function(setup, variables_of(state)) for name, state in states.items()}
+    frames, games = state_probe.read(splits, encoders), data.class_names("game")
     scores: dict[str, dict] = {}
-    for game, by_encoder in state_probe.evaluate(encoders, splits, data.class_names("game"), protocol):
+    for game, by_encoder in state_probe.evaluate(frames, games, protocol):
         for name, values in by_encoder.items():
             scores.setdefault(name, {})[game] = values
-    return {
-        "encoders": {name: state_probe.summarize(values) for name, values in scores.items()},
-        "protocol": dataclasses.asdict(protocol),
+    known = {
+        "probe": {
+            "encoders": {name: state_probe.summarize(values) for name, values in scores.items()},
+            "protocol": dataclasses.asdict(protocol),
+        }
     }
+    queries, keys = frames["test"], frames["train"]
+    if len(queries.fields["index"]) and len(keys.fields["index"]):
+        found = retrieval.evaluate(queries, keys, retrieval.Protocol(), label="game", games=games)
+        known["retrieval"] = dict(found)
+    return known
 
 
 def draw_figures(setup: Setup, around: Surroundings, state: State) -> None:

@@ -67,6 +67,9 @@ def _numbers(run: page.Run) -> Table:
             table.add_row(f"mean over classes{of_task}", page.percentage(balanced), "")
         worst = page.percentage(run.last(f"val/{task}/worst_group_accuracy"))
         table.add_row(f"worst group of classes{of_task}", worst, chance)
+    if (similar := run.last("retrieval/state/top1")) is not None:
+        rate = page.percentage(run.last("retrieval/state/chance"))
+        table.add_row("state agrees with the nearest frame's", page.percentage(similar), rate)
     if (overhead := run.last("time/policy_overhead")) is not None:
         table.add_row("time the policy adds", page.percentage(overhead), "")
     if "wall_seconds" in run.results:

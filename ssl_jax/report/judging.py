@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 
 from ssl_jax.report import figures, page, pretraining
 
-Scores = Mapping[str, Mapping[str, float]]
-
 _MEASURES = ("accuracy", "balanced_accuracy", "macro_f1")
 _KINDS = {
     "frame": "A frame counts as found where one of its k nearest frames has its class.",
@@ -74,7 +72,7 @@ def _layers(run: page.Run) -> Iterator[str]:
         }
         by_measure[measure][encoder] = scores
     figure = figures.probe_bars(by_measure["accuracy"], xlabel="accuracy")
-    tables = "".join(scores_table(by_measure[name], page.readable(name)) for name in _MEASURES)
+    tables = "".join(page.scores_table(by_measure[name], page.readable(name)) for name in _MEASURES)
     yield (
         "<p>Softmax regression on the frozen maps of each layer, means over the cells of a grid; the weight "
         "decay was chosen on validation examples.</p>"
@@ -101,7 +99,7 @@ def _neighbours(run: page.Run) -> Iterator[str]:
         yield (
             "<p>Is the game in a similar state in the nearest frame of another episode of the same game? "
             "Share of state variables that agree, and that of a frame drawn at random.</p>"
-            + scores_table(state, "state")
+            + page.scores_table(state, "state")
         )
     for encoder in found:
         if (run.workdir / "figures" / f"neighbours_{encoder}.png").is_file():
@@ -138,26 +136,7 @@ def _map(run: page.Run) -> Iterator[str]:
 def _finetuned(run: page.Run) -> Iterator[str]:
     if found := under(run, "finetune/"):
         yield "<p>Classification with the encoder's weights trained further; the best validated step.</p>"
-        yield scores_table(found, "fine-tuning")
-
-
-def scores_table(scores: Scores, head: str) -> str:
-    """Encoder -> row -> value, as HTML with a column for each encoder."""
-    rows = dict.fromkeys(row for values in scores.values() for row in values)
-    compared = {"trained", "random"} <= scores.keys()
-
-    def line(name: str) -> str:
-        cells = "".join(f"<td>{page.score(values.get(name))}</td>" for values in scores.values())
-        if compared:
-            cells += f"<td>{page.difference(scores['trained'].get(name), scores['random'].get(name))}</td>"
-        return f"<tr><th scope=row>{page.escape(page.readable(name))}</th>{cells}</tr>"
-
-    heads = "".join(f"<th scope=col>{page.escape(encoder)}</th>" for encoder in scores)
-    return (
-        f"<div class=scroll><table class=scores><thead><tr><th scope=col>{page.escape(head)}</th>{heads}"
-        f"{'<th scope=col>difference</th>' if compared else ''}</tr></thead>"
-        f"<tbody>{''.join(line(name) for name in rows)}</tbody></table></div>"
-    )
+        yield page.scores_table(found, "fine-tuning")
 
 
 SECTIONS: tuple[tuple[str, str, Callable[[page.Run], Iterator[str]]], ...] = (

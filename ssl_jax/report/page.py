@@ -379,6 +379,42 @@ def key_values(values: Mapping[str, Any]) -> str:
     return f"<div class=scroll><table class=settings><tbody>{rows}</tbody></table></div>"
 
 
+def scores_table(
+    scores: Mapping[str, Mapping[str, float | None]],
+    head: str,
+    *,
+    mean: Mapping[str, float | None] | None = None,
+) -> str:
+    """Scores as HTML with a column for each encoder, and trained less random where both are there.
+
+    Args:
+      scores: encoder -> row -> value.
+      head: what the rows are.
+      mean: encoder -> value of a last row.
+    """
+    compared = {"trained", "random"} <= scores.keys()
+
+    def row(name: str, values: Mapping[str, float | None]) -> str:
+        cells = "".join(f"<td>{score(values.get(encoder))}</td>" for encoder in scores)
+        if compared:
+            change = difference(values.get("trained"), values.get("random"))
+            sign = {"▲": "up", "▼": "down"}.get(change[0], "even")
+            cells += f"<td class={sign}>{change}</td>"
+        return f"<tr><th scope=row>{escape(readable(name))}</th>{cells}</tr>"
+
+    names = dict.fromkeys(name for values in scores.values() for name in values)
+    rows = [row(name, {encoder: values.get(name) for encoder, values in scores.items()}) for name in names]
+    heads = "".join(f"<th scope=col>{escape(readable(encoder))}</th>" for encoder in scores)
+    return (
+        "<div class=scroll><table class=scores>"
+        f"<thead><tr><th scope=col>{escape(head)}</th>{heads}"
+        f"{'<th scope=col>difference</th>' if compared else ''}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody>"
+        + (f"<tfoot>{row('mean', mean)}</tfoot>" if mean is not None else "")
+        + "</table></div>"
+    )
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """{'a': {'b': 1}} -> ('a.b', '1'), the form of a command line override."""
     for key, value in values.items():

@@ -275,40 +275,32 @@ def probe(run: page.Run) -> Iterator[str]:
         if not table:
             continue
         scores = {
-            name: {page.readable(row): f1[name] for row, f1 in table.items() if page.is_finite(f1[name])}
+            name: {row: f1[name] for row, f1 in table.items() if page.is_finite(f1.get(name))}
             for name in means
         }
-        figure = figures.probe_bars(scores, xlabel="F1")
+        bars = {
+            name: {page.readable(row): f1 for row, f1 in values.items()} for name, values in scores.items()
+        }
+        figure = figures.probe_bars(bars, xlabel="F1")
         alt = f"Bars: F1 of each encoder's probe for each {head}. The table has the numbers."
         yield (
             f"<div class=pair>{page.figure(run.figure_path('probe_' + by), figure, alt)}"
-            f"{_probe_html(table, means, head)}</div>"
+            f"{page.scores_table(scores, head, mean=means)}</div>"
         )
     if protocol := run.part("probe").get("protocol"):
         yield f"<details><summary>Protocol of the probe</summary>{page.key_values(protocol)}</details>"
-
-
-def _probe_html(
-    table: Mapping[str, Mapping[str, float | None]], means: Mapping[str, float | None], head: str
-) -> str:
-    compared = "trained" in means and "random" in means
-
-    def row(name: str, f1: Mapping[str, float | None]) -> str:
-        cells = "".join(f"<td>{page.score(f1.get(encoder))}</td>" for encoder in means)
-        if compared:
-            change = page.difference(f1.get("trained"), f1.get("random"))
-            sign = {"▲": "up", "▼": "down"}.get(change[0], "even")
-            cells += f"<td class={sign}>{change}</td>"
-        return f"<tr><th scope=row>{page.escape(page.readable(name))}</th>{cells}</tr>"
-
-    heads = "".join(f"<th scope=col>{page.escape(page.readable(encoder))}</th>" for encoder in means)
-    return (
-        "<div class=scroll><table class=scores>"
-        f"<thead><tr><th scope=col>{head}</th>{heads}"
-        f"{'<th scope=col>difference</th>' if compared else ''}</tr></thead>"
-        f"<tbody>{''.join(row(name, f1) for name, f1 in table.items())}</tbody>"
-        f"<tfoot>{row('mean', means)}</tfoot></table></div>"
-    )
+    states = {
+        name: {"share of state variables": scores["retrieval/state/top1"]}
+        for name, scores in run.part("retrieval").items()
+        if "retrieval/state/top1" in scores
+    }
+    if states:
+        rate = next(iter(run.part("retrieval").values()))["retrieval/state/chance"]
+        yield (
+            "<p>Is the game in a similar state in the nearest frame of another episode of the same game, by "
+            f"the cosine of the features? With a random frame {page.score(rate)} of the variables agree.</p>"
+            + page.scores_table(states, "nearest frame")
+        )
 
 
 def _skipped(run: page.Run) -> Iterator[str]:

@@ -32,7 +32,7 @@ SWEEP_FILE = "sweep.json"
 TABLE_FILE = "table.json"
 MARKDOWN_FILE = "table.md"
 INTERVAL = "95 % Student's t interval of the mean over seeds"
-_SHOWN = re.compile(r"val/\w+/(worst_group_)?accuracy|retrieval/.+/top1|time/policy_overhead")
+_SHOWN = re.compile(r"val/\w+/(worst_group_)?accuracy|retrieval/state/top1|time/policy_overhead")
 
 
 class Entry(NamedTuple):
