@@ -1,7 +1,14 @@
-"""How well classes are told apart."""
+"""How well classes are told apart, and how far probabilities of two classes can be believed.
+
+Scores of frames and of videos are different numbers: `video_scores` makes the second kind out of the first.
+"""
 
 import numpy as np
 from sklearn.metrics import f1_score, recall_score
+
+from ssl_jax.runtime.errors import InputError
+
+SMALLEST = 1e-15  # probability that `log_loss` takes 0 for, as Kaggle's score of DFDC did
 
 
 def classification(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
@@ -21,3 +28,92 @@ def classification(labels: np.ndarray, predictions: np.ndarray) -> dict[str, flo
         "balanced_accuracy": float(recall_score(labels, predictions, **over)),
         "macro_f1": float(f1_score(labels, predictions, **over)),
     }
+
+
+def video_scores(frame_probabilities: np.ndarray, video_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Averages over the frames of each video.
+
+    Labels of frames become those of videos in the same way.
+
+    Args:
+      frame_probabilities: float [N], N >= 1.
+      video_ids: int [N], of which video each frame is.
+
+    Returns:
+      The ids of the videos, in order, [V]; and the mean of each, float64 [V].
+    """
+    videos, which = np.unique(video_ids, return_inverse=True)
+    sums = np.bincount(which, weights=np.asarray(frame_probabilities, np.float64))
+    return videos, sums / np.bincount(which)
+
+
+def auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Returns the area under the ROC curve.
+
+    That is how often an example of class 1 gets a higher probability than one of class 0, ties counting half
+    (the Mann-Whitney statistic).
+
+    Args:
+      labels: int [N], 0 or 1.
+      probabilities: float [N], of class 1; any other score that orders examples will do.
+
+    Raises:
+      InputError: one of the classes has no examples, or a probability is not a number.
+    """
+    positive = _checked(labels, probabilities)
+    _, which, counts = np.unique(probabilities, return_inverse=True, return_counts=True)
+    below = np.cumsum(counts) - counts
+    ranks = (below + (counts - 1) / 2)[which]  # From 0; equal values share the mean of their ranks.
+    ones, zeros = int(positive.sum()), int((~positive).sum())
+    if not ones or not zeros:
+        raise InputError(f"AUC needs both classes, but there are {zeros} examples of 0 and {ones} of 1.")
+    return float((ranks[positive].sum() - ones * (ones - 1) / 2) / (ones * zeros))
+
+
+def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Returns the mean negative logarithm of the probability of the right class, in nats.
+
+    Args:
+      labels: int [N], 0 or 1, N >= 1.
+      probabilities: float [N], of class 1; those nearer to 0 or 1 than `SMALLEST` are taken for that.
+
+    Raises:
+      InputError: a probability is not a number.
+    """
+    positive = _checked(labels, probabilities)
+    probabilities = np.asarray(probabilities, np.float64)
+    right = np.where(positive, probabilities, 1 - probabilities)
+    return float(-np.log(np.clip(right, SMALLEST, 1 - SMALLEST)).mean())
+
+
+def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> float:
+    """Returns the expected calibration error of the probability of class 1.
+
+    Examples are put into bins of equal width by their probabilities; the error is the mean over examples of
+    |mean probability - share of class 1| in their bin. Source: Naeini et al., "Obtaining Well Calibrated
+    Probabilities Using Bayesian Binning", AAAI 2015, Section 3; 15 bins as Guo et al., "On Calibration of
+    Modern Neural Networks", 2017. (These last measure the confidence in the answer instead.)
+
+    Args:
+      labels: int [N], 0 or 1, N >= 1.
+      probabilities: float [N], of class 1, from 0 to 1.
+      bins: how many; the bin k holds k / bins <= p < (k + 1) / bins, and the last also 1.
+
+    Raises:
+      InputError: a probability is not a number.
+    """
+    positive = _checked(labels, probabilities)
+    probabilities = np.asarray(probabilities, np.float64)
+    which = np.minimum((probabilities * bins).astype(int), bins - 1)
+    surplus = np.bincount(which, weights=probabilities - positive, minlength=bins)
+    return float(np.abs(surplus).sum() / len(positive))
+
+
+def _checked(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Returns which examples are of class 1: bool [N]."""
+    if np.isnan(probabilities).any():
+        raise InputError(
+            f"{np.isnan(probabilities).sum()} of {len(probabilities)} probabilities are not a number: the"
+            " classifier has diverged."
+        )
+    return np.asarray(labels) == 1
