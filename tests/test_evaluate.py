@@ -102,8 +102,12 @@ def test_smoke_fills_its_work_directory(judged, run_dir):
             for score in ("accuracy", "balanced_accuracy", "macro_f1")} <= names  # fmt: skip
     assert {f"retrieval/{unit}/top1" for unit in ("frame", "clip", "video", "state")} <= names
     assert {"retrieval/state/chance", "finetune/accuracy", "finetune/balanced_accuracy"} <= names
-    assert stored["final"]["state_probe/mean_f1"] == stored["probe"]["encoders"]["trained"]["mean_f1"]
-    assert stored["evaluations"]["majority"].keys() == {"state_probe/mean_f1"}
+    for readout, part in (("positions", "probe"), ("cells", "probe_cells")):
+        f1 = stored[part]["encoders"]["trained"]["mean_f1"]
+        assert stored["final"][f"state_probe/{readout}/mean_f1"] == f1
+    majority = stored["evaluations"]["majority"]
+    assert majority.keys() == {"state_probe/positions/mean_f1", "state_probe/cells/mean_f1"}
+    assert len(set(majority.values())) == 1
     (line,) = metrics_lib.read(workdir / "metrics.jsonl")
     assert line["step"] == 10
     assert line["random/retrieval/frame/top1"] == stored["evaluations"]["random"]["retrieval/frame/top1"]
@@ -139,11 +143,11 @@ def test_every_example_counts_once(run_dir, devices, monkeypatch):
     setup = setup_of(run_dir, **{"data.test_examples": 45})
     around = evaluate.open_surroundings(setup, evaluate.load_encoders(setup, 10), Path())
     assert around.mesh.size == devices
-    encoders = evaluate.feature_functions(setup, around, "conv2", (2, 1))
+    encoders = evaluate.feature_functions(setup, around, "conv2", evaluate.cells((2, 1)))
     rows = collect(evaluate.open_split(setup, around, "test", ("game", "ram")), encoders)
     assert len(rows.fields["index"]) == len(set(rows.fields["index"])) == 45
     variables = evaluate.network_variables(evaluate.restore_encoder(setup, 10))
-    alone = pretrain.feature_function(setup.run, variables, "conv2", (2, 1))
+    alone = pretrain.feature_function(setup.run, variables, evaluate.cells((2, 1)), "conv2")
     source = around.data.open("test", ("game", "ram"))
     options = pipeline.EvaluationOptions(batch_size=64, image_size=setup.run.data.image_size)
     whole_split = pipeline.load_arrays(source, options)

@@ -102,6 +102,18 @@ def test_colours_are_left_alone_outside_training_and_the_same_key_gives_the_same
     assert not np.allclose(held_out, jigsaw.puzzle(jax.random.key(1), images, task, train=False))
 
 
+def test_windows_lie_at_an_edge_a_quarter_of_the_time():
+    rows, columns = np.mgrid[:40, :31].astype(np.uint8)
+    pictures = jnp.broadcast_to(jnp.asarray(np.stack([rows, columns, rows], -1)), (4000, 40, 31, 3))
+    task = jigsaw.Jigsaw(window=(24, 31), tile=(8, 8))
+    windows = np.asarray(jigsaw.window(jax.random.key(0), pictures, task))
+    assert windows.shape == (4000, 24, 31, 3)
+    np.testing.assert_array_equal(windows[0] - windows[0, 0, 0], pictures[0, :24])  # cut, not changed
+    share = np.bincount(windows[:, 0, 0, 0], minlength=17) / 4000
+    np.testing.assert_allclose(share[[0, 16]], 9 / 33, atol=0.03)  # 8 of the 33 places lie beyond, 1 at it
+    np.testing.assert_allclose(share[1:16], 1 / 33, atol=0.015)
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

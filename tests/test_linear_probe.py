@@ -37,6 +37,29 @@ def test_maps_are_pooled_in_the_cells_of_a_grid():
     np.testing.assert_allclose(linear_probe.pool(maps, (1, 1)), maps.mean((1, 2)), rtol=1e-6)
 
 
+def test_positions_by_hand():
+    # One place of 4 x 2 is active by 1: the deviation over the places is sqrt(7) / 8, so that its share is
+    # e^(8 / sqrt 7) to 1 for each of the others.
+    maps = np.zeros((1, 4, 2, 2), np.float32)
+    maps[0, 3, 1, 0] = 1
+    peak = np.exp(8 / np.sqrt(7))
+    share = np.full((4, 2), 1 / (peak + 7))
+    share[3, 1] *= peak
+    row, column = share.sum(1) @ [0.125, 0.375, 0.625, 0.875], share.sum(0) @ [0.25, 0.75]
+    # The second channel is flat: it is in the middle.
+    np.testing.assert_allclose(linear_probe.positions(maps), [[row, column, 0.5, 0.5]], rtol=1e-4)
+
+
+def test_positions_follow_what_moves_and_forget_scale():
+    maps = np.random.default_rng(0).random((2, 12, 10, 3)).astype(np.float32)
+    positions = linear_probe.positions(maps).reshape(2, 3, 2)
+    np.testing.assert_allclose(linear_probe.positions(7 * maps).reshape(2, 3, 2), positions, rtol=1e-4)
+    blob = np.zeros((2, 12, 10, 1), np.float32)
+    blob[0, 2:4, 3:5], blob[1, 5:7, 4:6] = 1, 1  # three rows down, one column to the right
+    first, second = linear_probe.positions(blob)
+    assert second[0] - first[0] > 2.0 * (second[1] - first[1]) > 0
+
+
 @pytest.mark.parametrize("weight_decay", [1e-3, 0.1, 10.0])
 @pytest.mark.parametrize("number", [200, 5])  # more examples than features, and fewer
 def test_weights_are_the_least_squares_solution(weight_decay, number):

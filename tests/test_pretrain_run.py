@@ -164,10 +164,15 @@ def test_smoke_fills_its_work_directory(uninterrupted):
     assert results["final"]["val/spatial/chance"] == 0.05
     assert len(results["validation"]["spatial"]["class_accuracy"]) == 20
     assert results["permutations"]["spatial"]["num"] == 20
-    assert results["probe"]["encoders"].keys() == {"trained", "random", "majority"}
-    for scores in results["probe"]["encoders"].values():
-        assert 0 <= scores["mean_f1"] <= 1
-        assert scores["by_game"].keys() == {"breakout", "pong"}
+    for part in ("probe", "probe_cells"):
+        assert results[part]["encoders"].keys() == {"trained", "random", "majority"}
+        for scores in results[part]["encoders"].values():
+            assert 0 <= scores["mean_f1"] <= 1
+            assert scores["by_game"].keys() == {"breakout", "pong"}
+    majority = [results[part]["encoders"]["majority"] for part in ("probe", "probe_cells")]
+    assert majority[0] == majority[1]
+    assert results["retrieval"].keys() == {"trained", "random"}
+    assert results["final"]["retrieval/state/top1"] == results["retrieval"]["trained"]["retrieval/state/top1"]
     assert results["bad_images"] == {}
     assert results.keys() >= {"versions", "device", "seed", "wall_seconds", "seconds"}
     report = (workdir / "report.html").read_text()

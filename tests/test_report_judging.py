@@ -18,7 +18,7 @@ def scores(shift: float) -> dict[str, float]:
         "retrieval/state/top1": 0.4 + shift,
         "retrieval/state/chance": 0.2,
         "finetune/accuracy": 0.625 + shift,
-        "state_probe/mean_f1": 0.5 + shift,
+        "state_probe/positions/mean_f1": 0.5 + shift,
     }
 
 
@@ -35,7 +35,7 @@ def workdir(tmp_path):
         "evaluations": {
             "trained": scores(0.125),
             "random": scores(0.0),
-            "majority": {"state_probe/mean_f1": 0.1},
+            "majority": {"state_probe/positions/mean_f1": 0.1},
         },
         "probe": {"encoders": {"trained": f1(0.625), "random": f1(0.5), "majority": f1(0.1)}},
     }

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from ssl_jax.data.atari_frames import ram_labels
-from ssl_jax.evaluation import state_probe
+from ssl_jax.evaluation import linear_probe, state_probe
 from ssl_jax.evaluation.features import Rows, collect
 
 GAME = "breakout"
@@ -161,11 +161,12 @@ def test_evaluate_keeps_games_apart():
 
     splits = {split: list(batches()) for split in ("train", "validation", "test")}
     encoder = lambda image: image[:, 0, 0, :1].astype(np.float32)
-    scores = dict(state_probe.evaluate(state_probe.read(splits, {"pixel": encoder}), games, PROTOCOL))
-    assert scores.keys() == set(games)
+    scores = state_probe.evaluate(state_probe.read(splits, {"pixel": encoder}), games, PROTOCOL)
+    assert scores.keys() == {"pixel", "majority"}
+    assert scores["pixel"]["by_variable"].keys() == set(games)
     for game in games:
-        assert min(scores[game]["pixel"].values()) == 1
-        assert max(scores[game]["majority"].values()) < 0.5
+        assert min(scores["pixel"]["by_variable"][game].values()) == 1
+        assert max(scores["majority"]["by_variable"][game].values()) < 0.5
 
 
 def test_a_split_of_padding_alone_gives_no_scores():
@@ -173,7 +174,19 @@ def test_a_split_of_padding_alone_gives_no_scores():
     batch["mask"] = np.zeros(2, bool)
     splits = {split: [batch] for split in ("train", "validation", "test")}
     encoders = {"pixel": lambda image: image[:, 0, 0].astype(np.float32)}
-    assert list(state_probe.evaluate(state_probe.read(splits, encoders), ("breakout",), PROTOCOL)) == []
+    assert state_probe.evaluate(state_probe.read(splits, encoders), ("breakout",), PROTOCOL) == {}
+
+
+def test_readouts_are_told_apart_again():
+    maps = np.random.default_rng(0).random((6, 5, 4, 3), np.float32)
+    kept = state_probe.readout(maps, (2, 1))
+    assert kept.shape == (6, 2 * 3 + 2 * 3)
+    frames = {"test": Rows({"random": np.asarray(kept)}, {"index": np.arange(6)})}
+    parts = state_probe.readouts(frames, (2, 1))
+    positions, cells = (parts[name]["test"].features["random"] for name in ("positions", "cells"))
+    np.testing.assert_array_equal(positions, linear_probe.positions(maps))
+    np.testing.assert_array_equal(cells, linear_probe.pool(maps, (2, 1)))
+    np.testing.assert_array_equal(parts["cells"]["test"].fields["index"], np.arange(6))
 
 
 def test_summary_by_hand():

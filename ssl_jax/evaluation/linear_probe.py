@@ -38,6 +38,21 @@ def pool(maps: jax.Array, grid: tuple[int, int]) -> jax.Array:
     return jnp.concatenate(cells, axis=-1)
 
 
+def positions(maps: jax.Array) -> jax.Array:
+    """Where each channel of maps [N, h, w, C] is active: row and column of each, [N, 2 C].
+
+    The mean place under a softmax over all places, from 0, the top or left edge, to 1 (spatial softmax,
+    Levine et al. 2016, arXiv 1504.00702, Sec. 5.2). A channel is divided by its deviation over the places
+    first, so that its scale makes no difference.
+    """
+    number, height, width, channels = maps.shape
+    values = maps.reshape(number, height * width, channels)
+    share = jax.nn.softmax(values / (values.std(1, keepdims=True) + 1e-6), axis=1)
+    places = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), -1)
+    places = (places.reshape(-1, 2) + 0.5) / jnp.array([[height, width]])
+    return jnp.einsum("npc,pd->ncd", share, places, precision="highest").reshape(number, -1)
+
+
 def grid_of(height: int, width: int, channels: int, values: int) -> tuple[int, int]:
     """The largest grid over a map [height, width, channels] that leaves at most `values` values.
 

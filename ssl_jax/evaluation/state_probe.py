@@ -8,7 +8,10 @@ predicted from a frozen encoder by one linear classifier per variable, scored by
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from sklearn.metrics import f1_score
 
@@ -137,9 +140,29 @@ def read(splits: Mapping[str, Batches], encoders: Mapping[str, FeatureFunction])
     }
 
 
+def readout(maps: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """What is kept of an encoder's maps of frames, [N, h, w, C]: positions, [N, 2 C], and then cells.
+
+    Positions (`linear_probe.positions`) ask of each channel to follow something, which a variable can be read
+    from. Means over the cells of a grid hardly tell encoders apart: an emulator draws the same state to the
+    same pixels, and any features, random ones of any depth too, are a fingerprint of the few that change.
+    """
+    return jnp.concatenate([linear_probe.positions(maps), linear_probe.pool(maps, grid)], -1)
+
+
+def readouts(frames: Mapping[str, Rows], grid: tuple[int, int]) -> dict[str, dict[str, Rows]]:
+    """ "positions" and "cells" -> split -> frames, from frames with the features of `readout`."""
+    width = {values.shape[1] for rows in frames.values() for values in rows.features.values()}.pop()
+    cut = 2 * width // (2 + grid[0] * grid[1])
+    return {
+        "positions": {split: rows.columns(0, cut) for split, rows in frames.items()},
+        "cells": {split: rows.columns(cut, None) for split, rows in frames.items()},
+    }
+
+
 def evaluate(
     frames: Mapping[str, Rows], games: tuple[str, ...], protocol: Protocol
-) -> Iterator[tuple[str, dict[str, dict[str, float]]]]:
+) -> dict[str, dict[str, Any]]:
     """Probes several encoders on the same frames.
 
     Args:
@@ -147,11 +170,12 @@ def evaluate(
       games: names of the games, in the order of their classes.
       protocol: of the probe.
 
-    Yields:
-      (game, encoder -> variable -> F1), see `probe_game`.
+    Returns:
+      Encoder -> its scores, see `probe_game` and `summarize`; {} when there is nothing to probe.
     """
+    scores: dict[str, dict] = {}
     for number, game in enumerate(games):
         of_game = {split: part.where(part.fields["game"] == number) for split, part in frames.items()}
-        scores = probe_game(game, of_game, protocol)
-        if scores:
-            yield game, scores
+        for encoder, values in probe_game(game, of_game, protocol).items():
+            scores.setdefault(encoder, {})[game] = values
+    return {encoder: summarize(values) for encoder, values in scores.items()}

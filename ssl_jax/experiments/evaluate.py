@@ -9,7 +9,7 @@ import functools
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,8 +126,9 @@ class StateProbe(state_probe.Protocol):
     Attributes:
       enabled: whether it is made.
       layer: of the encoder; None: the last.
-      pool: rows and columns of the grid over whose cells the layer's map is averaged. Keep the features fewer
-        than the frames of a game in train: with more, any features do, random ones too.
+      pool: rows and columns of the grid over whose cells the layer's map is averaged, for the second readout.
+        Keep the features fewer than the frames of a game in train: with more, any features do, random ones
+        too.
     """
 
     enabled: bool = True
@@ -406,14 +407,19 @@ def open_split(setup: Setup, around: Surroundings, split: str, fields: tuple[str
     return pipeline.evaluation_batches(around.data.open(split, fields), options)
 
 
+def cells(grid: tuple[int, int]) -> Callable[[jax.Array], jax.Array]:
+    """Reads maps out as their means over the cells of a grid."""
+    return functools.partial(linear_probe.pool, grid=grid)
+
+
 def feature_functions(
-    setup: Setup, around: Surroundings, layer: str | None, grid: tuple[int, int]
+    setup: Setup, around: Surroundings, layer: str | None, readout: Callable[[jax.Array], jax.Array]
 ) -> dict[str, FeatureFunction]:
     """For each encoder a function of pictures on the host, uint8 [B, H, W, 3], to features float32 [B, D]."""
 
     @jax.jit
     def encode(variables, images):
-        return pretrain.feature_function(setup.run, network_variables(variables), layer, grid)(images)
+        return pretrain.feature_function(setup.run, network_variables(variables), readout, layer)(images)
 
     def make(variables):
         return lambda images: np.asarray(
@@ -426,7 +432,7 @@ def feature_functions(
 def probe_layers(setup: Setup, around: Surroundings) -> Scores:
     """Linear classifiers: linear_probe/LAYER/accuracy, balanced_accuracy, macro_f1 and weight_decay."""
     for layer in setup.linear_probe.layers or setup.run.network.encoder.layers:
-        encoders = feature_functions(setup, around, layer, probe_grid(setup, layer))
+        encoders = feature_functions(setup, around, layer, cells(probe_grid(setup, layer)))
         splits = {
             split: open_split(setup, around, split, (around.label,))
             for split in ("train", "validation", "test")
@@ -439,7 +445,7 @@ def probe_layers(setup: Setup, around: Surroundings) -> Scores:
 def retrieve(setup: Setup, around: Surroundings) -> Scores:
     """Nearest neighbours, see `retrieval.evaluate`; draws some, too."""
     protocol = setup.retrieval
-    encoders = feature_functions(setup, around, protocol.layer, protocol.pool)
+    encoders = feature_functions(setup, around, protocol.layer, cells(protocol.pool))
     fields = (around.label, *(name for name in ("episode", "ram", "game") if around.has(name)))
     read = lambda split: collect(open_split(setup, around, split, tuple(dict.fromkeys(fields))), encoders)
     queries = read(protocol.queries)
@@ -491,20 +497,22 @@ def draw_map(setup: Setup, around: Surroundings, rows: Rows, encoder: str) -> No
 
 
 def probe_states(setup: Setup, around: Surroundings) -> tuple[Scores, dict[str, Any]]:
-    """The state probe: state_probe/mean_f1 of each encoder and of the majority, and all of its scores."""
+    """The state probe: the mean F1 of each encoder and of the majority by readout, and all of its scores."""
     protocol = setup.state_probe
-    encoders = feature_functions(setup, around, protocol.layer, protocol.pool)
+    readout = functools.partial(state_probe.readout, grid=protocol.pool)
+    encoders = feature_functions(setup, around, protocol.layer, readout)
     splits = {
         split: open_split(setup, around, split, ("ram", "game")) for split in ("train", "validation", "test")
     }
-    by_encoder: dict[str, dict] = {}
+    frames = state_probe.readouts(state_probe.read(splits, encoders), protocol.pool)
     games = around.data.class_names("game")
-    for game, scores in state_probe.evaluate(state_probe.read(splits, encoders), games, protocol):
-        for encoder, values in scores.items():
-            by_encoder.setdefault(encoder, {})[game] = values
-    summary = {encoder: state_probe.summarize(values) for encoder, values in by_encoder.items()}
-    means = [(encoder, {"state_probe/mean_f1": part["mean_f1"]}) for encoder, part in summary.items()]
-    return means, {"encoders": summary, "protocol": dataclasses.asdict(protocol)}
+    known, means = {}, {}
+    for name, part in frames.items():
+        found = state_probe.evaluate(part, games, protocol)
+        known[name] = {"encoders": found, "protocol": dataclasses.asdict(protocol)}
+        for encoder, values in found.items():
+            means.setdefault(encoder, {})[f"state_probe/{name}/mean_f1"] = values["mean_f1"]
+    return means.items(), known
 
 
 def finetune_encoders(setup: Setup, around: Surroundings) -> Scores:
@@ -521,7 +529,7 @@ def finetune_encoders(setup: Setup, around: Surroundings) -> Scores:
 
         def encode(params, images, variables=variables):
             everything = network_variables(variables | {"params": params})
-            return pretrain.feature_function(setup.run, everything, None, protocol.pool)(images)
+            return pretrain.feature_function(setup.run, everything, cells(protocol.pool))(images)
 
         batches = pipeline.train_batches(around.data.open("train"), options)
         examples = finetune.Examples(
@@ -564,7 +572,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
 
     Returns:
       What `results.json` holds: among others "final", the numbers of the encoder that was asked for by name;
-      "evaluations", encoder -> name -> value; and, with RAM labels, "probe", as of a pre-training run.
+      "evaluations", encoder -> name -> value; and, with RAM labels, "probe" and "probe_cells", as of a
+      pre-training run.
 
     Raises:
       InputError: see `setup_from_config`, `choose_step`, `restore_encoder` and `open_surroundings`.
@@ -602,7 +611,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         "left_out": {cause: [len(names), *names[:5]] for cause, names in around.data.left_out.items()},
     }
     if probe:
-        results["probe"] = probe
+        results |= {"probe": probe["positions"], "probe_cells": probe["cells"]}
     metrics = metrics_lib.Metrics(workdir, resume_step=None)
     line = {
         f"{encoder}/{name}": value

@@ -28,7 +28,7 @@ from absl import logging
 from matplotlib.figure import Figure
 
 from ssl_jax.data import clips, pipeline, sources
-from ssl_jax.evaluation import linear_probe, retrieval, state_probe
+from ssl_jax.evaluation import retrieval, state_probe
 from ssl_jax.evaluation.features import FeatureFunction
 from ssl_jax.experiments import tasks as tasks_lib
 from ssl_jax.experiments.tasks import Skill, SkillMeter, Task
@@ -163,9 +163,9 @@ class Probe(state_probe.Protocol):
 
     Attributes:
       enabled: whether it is made.
-      pool: rows and columns of the grid over whose cells an encoder's map of a frame is averaged; with C
-        channels the features of a frame are rows * columns * C numbers. Keep them fewer than the labelled
-        frames of a game: with more, any features do, random ones too.
+      pool: rows and columns of the grid over whose cells an encoder's map of a frame is averaged, for the
+        second readout; with C channels these are rows * columns * C numbers. Keep them fewer than the
+        labelled frames of a game: with more, any features do, random ones too.
       train_frames, validation_frames, test_frames: how many of all games are used, spread evenly over
         the split; None: all.
       batch_size: frames per call of the encoder.
@@ -832,8 +832,8 @@ def probe_states(setup: Setup, data: sources.Sources, states: Mapping[str, State
     """What several states of the network know of a game's state, for results.json.
 
     Returns:
-      "probe", the state probe, and "retrieval", encoder -> name -> value, on the same features; {} without
-      RAM labels.
+      "probe" and "probe_cells", the state probe of both readouts (see `state_probe.readout`); and
+      "retrieval", encoder -> name -> value, by cells. {} without RAM labels.
     """
     protocol = setup.probe
     if not protocol.enabled:
@@ -852,19 +852,16 @@ def probe_states(setup: Setup, data: sources.Sources, states: Mapping[str, State
         return pipeline.evaluation_batches(data.open(split, ("ram", "game", "episode")), options)
 
     splits = {split: batches(split) for split in ("train", "validation", "test")}
-    encoders = {name: feature_function(setup, variables_of(state)) for name, state in states.items()}
-    frames, games = state_probe.read(splits, encoders), data.class_names("game")
-    scores: dict[str, dict] = {}
-    for game, by_encoder in state_probe.evaluate(frames, games, protocol):
-        for name, values in by_encoder.items():
-            scores.setdefault(name, {})[game] = values
-    known = {
-        "probe": {
-            "encoders": {name: state_probe.summarize(values) for name, values in scores.items()},
-            "protocol": dataclasses.asdict(protocol),
-        }
-    }
-    queries, keys = frames["test"], frames["train"]
+    readout = functools.partial(state_probe.readout, grid=protocol.pool)
+    encoders = {name: feature_function(setup, variables_of(state), readout) for name, state in states.items()}
+    frames = state_probe.readouts(state_probe.read(splits, encoders), protocol.pool)
+    games, options = data.class_names("game"), dataclasses.asdict(protocol)
+    positions, cells = (
+        {"encoders": state_probe.evaluate(frames[name], games, protocol), "protocol": options}
+        for name in ("positions", "cells")
+    )
+    known = {"probe": positions, "probe_cells": cells}
+    queries, keys = frames["cells"]["test"], frames["cells"]["train"]
     if len(queries.fields["index"]) and len(keys.fields["index"]):
         found = retrieval.evaluate(queries, keys, retrieval.Protocol(), label="game", games=games)
         known["retrieval"] = dict(found)
@@ -926,22 +923,20 @@ def first_kernel(params) -> jax.Array:
 
 
 def feature_function(
-    setup: Setup, variables: Any, layer: str | None = None, grid: tuple[int, int] | None = None
+    setup: Setup, variables: Any, readout: Callable[[jax.Array], jax.Array], layer: str | None = None
 ) -> FeatureFunction:
     """Frames uint8 [N, H, W, 3] -> float32 [N, D]: what the frozen encoder makes of whole frames.
 
     A frame is covered by parts of the size that the encoder was trained on, in the run's first task, and as
-    that task shows them. Their maps, side by side, are a map of the frame, and its means over the cells of a
-    grid are the features.
+    that task shows them. Their maps, side by side, are a map of the frame.
 
     Args:
       setup: of the run.
       variables: of its network, see `variables_of`.
+      readout: maps [N, h, w, C] -> features [N, D], for example `linear_probe.pool` on a grid.
       layer: of the encoder; None: the last.
-      grid: rows and columns; None: `probe.pool`.
     """
     task = setup.tasks[0]
-    grid = grid or setup.probe.pool
 
     @jax.jit
     def encode(variables, images):
@@ -952,6 +947,6 @@ def feature_function(
             method=lambda network, parts: network.encoder(parts, train=False, layer=layer),
         )
         maps = jigsaw.join(maps.reshape(*parts.shape[:3], *maps.shape[1:]))
-        return linear_probe.pool(maps, grid).astype(jnp.float32)
+        return readout(maps).astype(jnp.float32)
 
     return functools.partial(encode, variables)

@@ -14,6 +14,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssl_jax.pretext import augment
 from ssl_jax.runtime.errors import InputError
@@ -94,11 +95,19 @@ def puzzle(key: jax.Array, images: jax.Array, task: Jigsaw, *, train: bool) -> j
 
 
 def window(key: jax.Array, images: jax.Array, task: Jigsaw) -> jax.Array:
-    """The random part of each image, [B, H, W, 3], that is cut up; first half of `puzzle`."""
+    """The random part of each image, [B, H, W, 3], that is cut up; first half of `puzzle`.
+
+    Places are drawn from beyond the edges, too, and moved inside: along each axis a quarter of the windows
+    lie at either edge. Else what is at the edges, such as a game's score, would hardly ever be seen: of
+    uniform places one in 91 has the topmost row of 210 in a window of 120.
+    """
     if task.window is None:
         return images
-    room = (images.shape[1] - task.window[0], images.shape[2] - task.window[1])
-    return augment.crop(images, augment.random_offsets(key, images.shape[:1], room), task.window)
+    room = np.array(images.shape[1:3]) - task.window
+    beyond = room // 2
+    offsets = augment.random_offsets(key, images.shape[:1], tuple(room + 2 * beyond))
+    offsets = jnp.clip(offsets - beyond[None], 0, room[None])
+    return augment.crop(images, offsets, task.window)
 
 
 def tiles(key: jax.Array, windows: jax.Array, task: Jigsaw, *, train: bool) -> jax.Array:

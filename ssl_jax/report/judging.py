@@ -49,7 +49,7 @@ def summary(run: page.Run) -> Iterator[str]:
 
 def _number_tiles(run: page.Run) -> Iterator[str]:
     for name, label in (
-        ("state_probe/mean_f1", "State probe, F1"),
+        ("state_probe/positions/mean_f1", "State probe, F1"),
         ("retrieval/state/top1", "Similar state, top-1"),
         ("retrieval/frame/top1", "Frame retrieval, top-1"),
         ("finetune/accuracy", "Fine-tuned accuracy"),

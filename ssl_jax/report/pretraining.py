@@ -267,7 +267,8 @@ def probe(run: page.Run) -> Iterator[str]:
     yield (
         "<p>How well a linear classifier reads each variable of the game's memory from the frozen "
         "encoder, as F1: weighted over a variable's values, averaged over variables, categories and "
-        "games; higher is better. <i>Random</i> is the same encoder with its weights as initialised, "
+        "games; higher is better. It is shown where in the picture each channel "
+        "is active. <i>Random</i> is the same encoder with its weights as initialised, "
         "<i>majority</i> always answers the most frequent value. The last column is trained minus random.</p>"
     )
     for by, head in (("by_category", "category"), ("by_game", "game")):
@@ -289,6 +290,14 @@ def probe(run: page.Run) -> Iterator[str]:
         )
     if protocol := run.part("probe").get("protocol"):
         yield f"<details><summary>Protocol of the probe</summary>{page.key_values(protocol)}</details>"
+    if encoders := run.part("probe_cells").get("encoders"):
+        cells = {name: result["by_category"] for name, result in encoders.items()}
+        means = {name: result["mean_f1"] for name, result in encoders.items()}
+        yield (
+            "<p>The same by the means of each channel over the cells of a grid. This hardly tells encoders "
+            "apart: an emulator draws the same state to the same pixels, and random features are a "
+            f"fingerprint of them.</p>{page.scores_table(cells, 'category', mean=means)}"
+        )
     states = {
         name: {"share of state variables": scores["retrieval/state/top1"]}
         for name, scores in run.part("retrieval").items()
