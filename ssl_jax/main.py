@@ -3,7 +3,7 @@
 python -m ssl_jax.main --config=configs/jigsaw_rl.py
 python -m ssl_jax.main --config=configs/jigsaw_rl.py:paper,policy=uniform --workdir=/tmp/paper
 python -m ssl_jax.main --config=configs/jigsaw_rl.py --config.train.steps=100
-python -m ssl_jax.main --config=... --coordinator=node1:8476 --num_processes=2 --process_id=0   # and 1 elsewhere
+python -m ssl_jax.main --config=... --coordinator=node1:8476 --num_processes=2 --process_id=0  # and 1 there
 
 The same command again goes on from the last checkpoint.
 """
@@ -26,7 +26,7 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where a run writes and resumes; by default runs/CONFIG[-ARG]."
 )
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of process 0 in a run of several; SLURM and TPU pods know it by themselves."
+    "coordinator", None, "HOST:PORT of process 0 in a run of several; SLURM and TPU pods tell it themselves."
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes make the run.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of the processes this is, from 0.")
