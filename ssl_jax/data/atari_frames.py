@@ -9,7 +9,6 @@ Interface of Anand et al., "Unsupervised State Representation Learning in Atari"
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import importlib.resources
 import io
@@ -22,12 +21,11 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
-import rich.console
-import rich.progress
 import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
+from ssl_jax.data import building
 from ssl_jax.data.sources import unknown_name
 from ssl_jax.runtime.errors import InputError
 
@@ -373,7 +371,7 @@ def build(config: str = "default", data_dir: str | None = None) -> AtariFrames:
     directory = pathlib.Path(builder.data_dir).parent
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with _locked(directory.with_suffix(".lock")):
+        with building.locked(directory.with_suffix(".lock")):
             builder = AtariFrames(config=config, data_dir=data_dir)  # Another may have built it.
             if not _is_prepared(builder):
                 _render(builder, directory)
@@ -393,18 +391,6 @@ def _is_prepared(builder: AtariFrames) -> bool:
     return (pathlib.Path(builder.data_dir) / "dataset_info.json").exists()
 
 
-@contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
-    """Holds an exclusive lock on a file; the system frees it however the process ends."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logging.info("Another process is building %s; waiting for it.", path.with_suffix(""))
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _render(builder: AtariFrames, directory: pathlib.Path) -> None:
     """Builds a config; to be called under its lock."""
     for leftover in directory.glob(tfds.core.constants.INCOMPLETE_PREFIX + "*"):
@@ -418,11 +404,7 @@ def _render(builder: AtariFrames, directory: pathlib.Path) -> None:
         raise OSError(f"needs about {num_frames * BYTES_PER_FRAME:,} bytes, only {free:,} are free")
     tfds.disable_progress_bar()  # Ours counts frames.
     with (
-        rich.progress.Progress(
-            *rich.progress.Progress.get_default_columns(),
-            rich.progress.MofNCompleteColumn(),
-            console=rich.console.Console(stderr=True),
-        ) as progress,
+        building.progress_bar() as progress,
         contextlib.redirect_stdout(None),  # tfds prints that it downloads, which it does not.
     ):
         task = progress.add_task(f"Rendering {builder.info.full_name}", total=num_frames)

@@ -18,7 +18,6 @@ Source: Dolhansky et al., "The DeepFake Detection Challenge (DFDC) Dataset", 202
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import io
@@ -37,7 +36,7 @@ import rich.console
 import rich.progress
 from PIL import Image
 
-from ssl_jax.data import folders, pipeline, videos
+from ssl_jax.data import building, folders, pipeline, videos
 from ssl_jax.data.sources import unknown_name
 from ssl_jax.runtime.errors import InputError
 
@@ -615,7 +614,7 @@ def extract(root: str, paths: Sequence[str], sampling: Sampling, store: str) -> 
     """
     try:
         os.makedirs(store, exist_ok=True)
-        with locked(store + ".lock"):
+        with building.locked(store + ".lock"):
             _remove_leftovers(store)
             rows = _read_journal(store)
             keys = {path: _key(root, path) for path in paths}
@@ -630,33 +629,12 @@ def extract(root: str, paths: Sequence[str], sampling: Sampling, store: str) -> 
     return [rows[keys[path]] for path in paths]
 
 
-@contextlib.contextmanager
-def locked(path: str) -> Iterator[None]:
-    """Holds an exclusive lock on a file; the system frees it however the process ends."""
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logging.info("Another process is at work in %s; waiting for it.", path.removesuffix(".lock"))
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def progress_bar() -> rich.progress.Progress:
-    """A bar that counts, on the standard error stream."""
-    return rich.progress.Progress(
-        *rich.progress.Progress.get_default_columns(),
-        rich.progress.MofNCompleteColumn(),
-        console=rich.console.Console(stderr=True),
-    )
-
-
 def _build(root: str, keys: Mapping[str, str], sampling: Sampling, store: str) -> dict[str, dict[str, Any]]:
     """Stores the frames of videos (path -> key) and returns key -> row."""
     rows = {}
     pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
     store_one = functools.partial(_store_video, root, sampling=sampling, store=store)
-    with open(_journal(store), "ab", buffering=0) as journal, progress_bar() as progress:
+    with open(_journal(store), "ab", buffering=0) as journal, building.progress_bar() as progress:
         try:
             done = pool.map(store_one, keys, keys.values())
             for row in progress.track(done, total=len(keys), description="Taking frames of videos"):

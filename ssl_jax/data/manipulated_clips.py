@@ -34,7 +34,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from ssl_jax.data import dfdc, sources
+from ssl_jax.data import building, dfdc, sources
 from ssl_jax.data.atari_frames import EPISODES_PER_STREAM
 from ssl_jax.runtime.errors import InputError
 
@@ -142,7 +142,7 @@ def build(
         return directory
     try:
         os.makedirs(os.path.dirname(directory), exist_ok=True)
-        with dfdc.locked(directory + ".lock"):
+        with building.locked(directory + ".lock"):
             if not _is_built(directory, settings):
                 _write_whole(directory, settings, data_dir)
     except OSError as error:
@@ -213,7 +213,7 @@ def _write(directory: str, settings: dict[str, Any], data_dir: str | None) -> No
     work = lambda job: _write_family(directory, opened, *job, frames)
     metadata, details = {}, {}
     pool = ThreadPoolExecutor(os.cpu_count() or 1)  # Pillow and FFmpeg leave the interpreter free.
-    with dfdc.progress_bar() as progress:
+    with building.progress_bar() as progress:
         try:
             done = pool.map(work, jobs)
             for some, more in progress.track(done, total=len(jobs), description="Manipulating clips"):
