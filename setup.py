@@ -37,6 +37,7 @@ setup(
     ],
     extras_require={
         "hdf5": ["h5py"],  # weights that Caffe wrote
+        "slurm": ["submitit>=1.5"],  # launch/slurm.py
         "test": ["h5py", "hypothesis", "import-linter", "pytest", "pytest-xdist", "ruff"],
         "test-parity": ["torch"],  # our networks against PyTorch's
     },

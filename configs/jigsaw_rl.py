@@ -88,6 +88,7 @@ def default():
         "experiment": "pretrain",
         "seed": 0,
         "precision": "float32",
+        "mesh": {"fsdp": False},  # true: each device holds a part of the parameters
         "data": {
             "name": "atari_frames",
             "data_dir": placeholder(str),

@@ -1,1 +1,1 @@
-"""Programs that start other programs: sweeps."""
+"""Programs that start other programs: sweeps, and runs of several processes or hosts."""

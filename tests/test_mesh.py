@@ -9,10 +9,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec
 
 from ssl_jax.runtime import mesh as mesh_lib
+from ssl_jax.runtime.checkpoints import Checkpoints
 from ssl_jax.runtime.errors import InputError
 
 
@@ -72,6 +74,86 @@ def test_a_jitted_mean_over_a_split_batch_is_the_mean_of_all():
     alone = jax.grad(loss)(jnp.ones(5), {"x": x})
     np.testing.assert_allclose(gradient, alone, rtol=1e-5)
     assert gradient.sharding.is_fully_replicated
+
+
+def train(layout: mesh_lib.Layout, mesh) -> tuple:
+    """Three updates of a small network by AdamW, as an experiment makes them; (state, losses)."""
+    optimizer = optax.adamw(1e-2)
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {
+        "up": {"kernel": jax.random.normal(keys[0], (64, 512)) / 8, "bias": jnp.zeros(512)},
+        "down": {"kernel": jax.random.normal(keys[1], (512, 33)) / 20, "bias": jnp.zeros(33)},
+    }
+    state = mesh_lib.place((params, optimizer.init(params), keys[2]), mesh, layout)
+    batch = mesh_lib.shard_batch({"x": np.asarray(jax.random.normal(keys[3], (16, 64)))}, mesh)
+
+    def loss(params, x):
+        hidden = jax.nn.relu(x @ params["up"]["kernel"] + params["up"]["bias"][None])
+        return jnp.mean((hidden @ params["down"]["kernel"] + params["down"]["bias"][None] - 1) ** 2)
+
+    def step(state, batch):
+        params, opt_state, key = state
+        value, gradient = jax.value_and_grad(loss)(params, batch["x"])
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state, key), value
+
+    shardings = (mesh_lib.state_sharding(state, mesh, layout), mesh_lib.replicated(mesh))
+    update = jax.jit(step, donate_argnums=0, out_shardings=shardings)
+    losses = []
+    for _ in range(3):
+        state, value = update(state, batch)
+        losses.append(float(value))
+    return state, losses
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 4])
+def test_an_update_of_a_sharded_state_is_that_of_a_replicated_one(num_devices):
+    mesh = mesh_lib.make(num_devices)
+    whole, whole_losses = train(mesh_lib.Layout(), mesh)
+    parts, losses = train(mesh_lib.Layout(fsdp=True), mesh)
+    np.testing.assert_allclose(losses, whole_losses, rtol=1e-5)
+    assert losses[2] < losses[0]
+    for a, b in zip(jax.tree.leaves(parts[:2]), jax.tree.leaves(whole[:2]), strict=True):
+        # Adam divides by the gradient's own size, which blows up the rounding of the smallest.
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(b).max()))
+    (params, opt_state, _), (adam, *_) = parts, parts[1]
+    # After the updates each device still holds its part, of the parameters and of both moments.
+    for tree in (params, adam.mu, adam.nu):
+        assert tree["up"]["kernel"].sharding.spec == PartitionSpec(None, "data")
+        assert tree["down"]["kernel"].sharding.spec == PartitionSpec("data")
+        for name, shape in {"up": (64, 512 // num_devices), "down": (512 // num_devices, 33)}.items():
+            assert {s.data.shape for s in tree[name]["kernel"].addressable_shards} == {shape}
+        assert tree["up"]["bias"].sharding.is_fully_replicated
+    assert opt_state[0].count.sharding.is_fully_replicated
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(whole))
+
+
+def test_what_no_axis_divides_is_replicated():
+    mesh = mesh_lib.make(4)
+    shapes = {"odd": (333, 99), "small": (4, 4), "scalar": (), "even": (3, 3, 64, 128)}
+    tree = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    found = mesh_lib.state_sharding(tree, mesh, mesh_lib.Layout(fsdp=True))
+    assert {name: sharding.spec for name, sharding in found.items()} == {
+        "odd": PartitionSpec(),
+        "small": PartitionSpec(),
+        "scalar": PartitionSpec(),
+        "even": PartitionSpec(None, None, None, "data"),
+    }
+
+
+def test_a_sharded_state_survives_a_checkpoint_onto_another_number_of_devices(tmp_path):
+    state = {"w": jnp.arange(2.0**15).reshape(256, 128), "key": jax.random.key(3)}
+    layout = mesh_lib.Layout(fsdp=True)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, mesh_lib.place(state, mesh_lib.make(4), layout), {})
+    for num_devices in (1, 2, 4):
+        mesh = mesh_lib.make(num_devices)
+        template = mesh_lib.place({"w": jnp.zeros((256, 128)), "key": jax.random.key(0)}, mesh, layout)
+        _, restored, _ = checkpoints.restore(template)
+        np.testing.assert_array_equal(restored["w"], state["w"])
+        assert restored["w"].sharding == template["w"].sharding
+        assert (jax.random.key_data(restored["key"]) == jax.random.key_data(state["key"])).all()
+    checkpoints.close()
 
 
 @pytest.mark.skipif(mesh_lib._is_intel_cpu(), reason="XLA has no working cache on Intel CPUs")

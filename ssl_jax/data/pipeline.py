@@ -311,10 +311,14 @@ def _train_batch(
     num_examples: int,
     options: TrainOptions,
 ) -> dict[str, Any]:
-    """Reads batch `number` of a process: the examples `indices`, with others for those not to be used."""
+    """Reads the rows of a process in batch `number`, with others for those not to be used.
+
+    `indices` are those of all processes, one process after the other.
+    """
     rows, used, readings = [], [], []
-    for slot, index in enumerate(indices):
-        position = options.process_index + options.process_count * (number * len(indices) + slot)
+    first = options.process_index * options.batch_size
+    for slot, index in enumerate(indices[first : first + options.batch_size], first):
+        position = number * len(indices) + slot
         rng = np.random.default_rng([options.seed, position])
         for _ in range(MAX_REDRAWS):
             reading = read(int(index), rng)
@@ -335,7 +339,7 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
     `get_state` and `set_state` speak of the batches handed out, whatever is already prefetched: an
     iterator with the same arguments and a restored state goes on with the very next batch. The
     state does not depend on threads or workers, nor, as long as the batch of all processes together
-    has the same size, on their number.
+    has the same size, on their number: neither do the rows of that batch, nor their order.
 
     Attributes:
         skipped: the examples that could not be used, of the batches handed out.
@@ -430,12 +434,8 @@ def endless(source: Source, read: Reader, field: str, options: TrainOptions) -> 
     shuffle_seed = int(np.random.SeedSequence(options.seed).generate_state(1)[0])
     indices = grain.MapDataset.range(len(source)).shuffle(seed=shuffle_seed).repeat()
     make = functools.partial(_train_batch, read=read, field=field, num_examples=len(source), options=options)
-    batches = (
-        indices[options.process_index :: options.process_count]
-        .batch(options.batch_size, drop_remainder=True)
-        .map_with_index(make)
-    )
-    return TrainBatches(source, batches, options)
+    batches = indices.batch(options.batch_size * options.process_count, drop_remainder=True)
+    return TrainBatches(source, batches.map_with_index(make), options)
 
 
 def _prefetched(batches: grain.MapDataset, options: Options, *, workers: int = 0) -> grain.DatasetIterator:

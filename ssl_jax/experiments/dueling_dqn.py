@@ -884,6 +884,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
       SystemExit: the run was told to stop, and has saved what it had.
     """
     setup = setup_from_config(config)
+    if jax.process_count() > 1:
+        raise InputError("dueling_dqn runs in one process; start it without the others.")
     check_memory(setup, memory_device(setup))
     template = state_template(setup)
     workdir = config_lib.claim_workdir(workdir, config)

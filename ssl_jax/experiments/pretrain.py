@@ -37,11 +37,11 @@ from ssl_jax.networks.heads import PuzzleNetwork
 from ssl_jax.pretext import colorization, jigsaw, permutations
 from ssl_jax.report import console, figures, page
 from ssl_jax.runtime import config as config_lib
+from ssl_jax.runtime import distributed
 from ssl_jax.runtime import mesh as mesh_lib
 from ssl_jax.runtime import metrics as metrics_lib
 from ssl_jax.runtime.checkpoints import Checkpoints
 from ssl_jax.runtime.errors import InputError
-from ssl_jax.runtime.interruption import StopSignal
 from ssl_jax.selection import Evaluation, group_permutations
 
 Metrics = dict[str, jax.Array]
@@ -191,6 +191,7 @@ class Setup:
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     probe: Probe
+    layout: mesh_lib.Layout
 
     @property
     def pictures(self) -> list[str]:
@@ -213,14 +214,15 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
 
     def make(
         *, experiment: str, seed: int, precision: Literal["float32", "bfloat16"], data: Mapping,
-        encoder: Mapping, train: Mapping, probe: Mapping, spatial: Mapping | None = None,
-        temporal: Mapping | None = None, rotation: Mapping | None = None, context: Mapping | None = None,
+        encoder: Mapping, train: Mapping, probe: Mapping, mesh: Mapping | None = None,
+        spatial: Mapping | None = None, temporal: Mapping | None = None,
+        rotation: Mapping | None = None, context: Mapping | None = None,
         arrow_of_time: Mapping | None = None, colorization: Mapping | None = None,
     ) -> dict:  # fmt: skip
         return locals()
 
     sections = make(**config_lib.unpack(config, make, path=""))
-    section = lambda name, builder: builder(**config_lib.unpack(sections[name], builder, path=name))
+    section = lambda name, builder: builder(**config_lib.unpack(sections[name] or {}, builder, path=name))
     dtype = jnp.dtype(sections["precision"])
 
     data = section("data", Data)
@@ -253,6 +255,7 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         optimizer=make_optimizer(train, schedule),
         schedule=schedule,
         probe=section("probe", Probe),
+        layout=section("mesh", mesh_lib.Layout),
     )
 
 
@@ -459,10 +462,11 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
       SystemExit: the run was told to stop (SIGTERM, Ctrl-C), and has saved what it had.
     """
     setup = setup_from_config(config)
-    workdir = config_lib.claim_workdir(workdir, config)
+    with distributed.first_process_first():
+        workdir = config_lib.claim_workdir(workdir, config)
     mesh_lib.setup_compilation_cache()
     mesh = mesh_lib.make()
-    state = mesh_lib.replicate(create_state(setup, jax.random.PRNGKey(setup.seed)), mesh)
+    state = mesh_lib.place(create_state(setup, jax.random.PRNGKey(setup.seed)), mesh, setup.layout)
     data = open_data(setup)
     checkpoints = Checkpoints(
         workdir / "checkpoints", keep=setup.train.keep_checkpoints, best_metric="val/accuracy"
@@ -472,7 +476,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     if restored is not None and restored[0] == setup.train.steps and finished.exists():
         logging.info("%s holds the results of a finished run.", workdir)
         checkpoints.close()
-        console.print_results(workdir)
+        if jax.process_index() == 0:
+            console.print_results(workdir)
         return json.loads(finished.read_text())
     batches = open_batches(setup, data)
     seconds = {}
@@ -482,6 +487,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         step, state, saved = restored
         for name, stream in batches.items():
             stream.set_state(saved["batches"][name])
+            if jax.process_index() != 0:
+                stream.skipped = pipeline.Skipped(setup.data.max_bad_share)  # process 0 has what all read
         seconds = saved["seconds"]
         logging.info("Going on from step %d.", step)
     around = Surroundings(
@@ -577,16 +584,17 @@ def train(setup: Setup, around: Surroundings, state: State, validate: Validation
     step, last = int(state.step), setup.train.steps
     if step == last:
         return state
-    step_function = jax.jit(functools.partial(train_step, setup), donate_argnums=0)
-    look = make_look(setup, around)
+    shardings = mesh_lib.state_sharding(state, around.mesh, setup.layout), mesh_lib.replicated(around.mesh)
+    step_function = jax.jit(functools.partial(train_step, setup), donate_argnums=0, out_shardings=shardings)
+    look = make_look(setup, around, shardings)
     watch = around.stopwatch
     ledger = metrics_lib.Ledger(around.metrics, around.checkpoints, ADVICE)
     due = lambda every: step % every == 0 or step == last
     with (
-        StopSignal() as stop,
+        distributed.StopTogether() as stop,
         metrics_lib.Progress(last, start=step, description="training") as progress,
     ):
-        while step < last and not stop.received:
+        while step < last and not stop.at(step):
             with watch("data"):
                 pictures = {name: next(stream)[name] for name, stream in around.batches.items()}
             with watch("step", compiles=True):
@@ -622,11 +630,13 @@ def train(setup: Setup, around: Surroundings, state: State, validate: Validation
     return state
 
 
-def make_look(setup: Setup, around: Surroundings) -> Callable[[Task, State, int], tuple[State, Metrics]]:
+def make_look(
+    setup: Setup, around: Surroundings, shardings: Any
+) -> Callable[[Task, State, int], tuple[State, Metrics]]:
     """(task, state, step) -> (state, metrics): measures skill on the selection slice; the player sees it."""
     looking = [task for task in setup.tasks if task.player.period]
     meters = {task.name: skill_meter(setup, around, task, "selection") for task in looking}
-    sees = {task.name: jax.jit(functools.partial(observe, task)) for task in looking}
+    sees = {task.name: jax.jit(functools.partial(observe, task), out_shardings=shardings) for task in looking}
 
     def look(task, state, step):
         with around.stopwatch("selection", compiles=True):
@@ -727,10 +737,22 @@ def save(around: Surroundings, step: int, state: State, held_out: Mapping[str, f
     """Writes a checkpoint in the background."""
     with around.stopwatch("checkpoint"):
         data_state = {
-            "batches": {name: stream.get_state() for name, stream in around.batches.items()},
+            "batches": {name: state_of_all(stream) for name, stream in around.batches.items()},
             "seconds": around.stopwatch.seconds,
         }
         around.checkpoints.save(step, state, data_state, held_out)
+
+
+def state_of_all(stream: pipeline.TrainBatches) -> dict[str, Any]:
+    """The state of a stream, with what all processes have read and skipped."""
+    states = distributed.gather(stream.get_state())
+    causes = {(name, index): cause for state in states for name, index, cause in state["causes"]}
+    return states[0] | {
+        "read": sum(state["read"] for state in states),
+        "bad": sum(state["bad"] for state in states),
+        "causes": [[*example, cause] for example, cause in causes.items()],
+        "refused": dict(sum((Counter(state["refused"]) for state in states), Counter())),
+    }
 
 
 def write_selection(
@@ -779,6 +801,8 @@ def judge(
 ) -> dict[str, Any]:
     """Final numbers, figures, results.json, report.html and the table in the terminal."""
     final, classes = validate(state)
+    skipped = [state_of_all(stream) for stream in around.batches.values()]
+    state = mesh_lib.replicate(state, around.mesh)
     initial = create_state(setup, jax.random.PRNGKey(setup.seed))
     with around.stopwatch("probe"):
         known = probe_states(setup, around.data, {"trained": state, "random": initial})
@@ -801,11 +825,9 @@ def judge(
         },
         "permutations": {task.name: describe_orders(config, task) for task in setup.tasks if task.ordered},
         "validation": classes,
-        "bad_images": sum(
-            (Counter(stream.skipped.counts()) for stream in around.batches.values()), Counter()
-        ),
+        "bad_images": Counter(cause for stream in skipped for *_, cause in stream["causes"]),
         "left_out": {cause: [len(names), *names[:5]] for cause, names in around.data.left_out.items()},
-        "refused_clips": around.batches["clip"].skipped.refused if "clip" in around.batches else {},
+        "refused_clips": dict(sum((Counter(stream["refused"]) for stream in skipped), Counter())),
     }
     results |= known
     results["final"] |= known.get("retrieval", {}).get("trained", {})
@@ -876,7 +898,7 @@ def draw_figures(setup: Setup, around: Surroundings, state: State) -> None:
     key = jax.random.fold_in(state.key, state.step)
     for number, task in enumerate(setup.tasks):
         pictures[task.name] = draw_puzzles(setup, around, task, state, jax.random.fold_in(key, number))
-    for name, figure in pictures.items():
+    for name, figure in pictures.items() if jax.process_index() == 0 else ():
         (directory / f"{name}.png").write_bytes(figures.png(figure))
 
 

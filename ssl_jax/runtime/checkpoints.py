@@ -30,7 +30,7 @@ class _BrokenCheckpoint(Exception):
 class Checkpoints:
     """The checkpoints of one run, in one directory: the newest `keep`, and the best.
 
-    A checkpoint holds a state (any pytree of arrays, replicated over the devices), the state of
+    A checkpoint holds a state (any pytree of arrays, replicated or sharded over the devices), the state of
     the data pipeline, and a checksum of every array. Arrays are stored by their names and without
     their sharding, so that a run may go on with another number of devices. All processes of a run
     make the same calls; process 0 writes.
@@ -91,7 +91,7 @@ class Checkpoints:
         self.wait()
         if step in _steps(self._directory):
             return
-        leaves = jax.device_get(_leaves_by_name(state))
+        leaves = jax.device_get({name: _whole(leaf) for name, leaf in _leaves_by_name(state).items()})
         manifest = {
             "leaves": {"/".join(name): _describe(leaf) for name, leaf in leaves.items()},
             "data_state": data_state,
@@ -181,6 +181,8 @@ class Checkpoints:
 
     def _set_aside(self, broken: Mapping[int, str], good_step: int) -> None:
         """Moves broken checkpoints out of the way of those that will be saved at their steps."""
+        # Not before all have found them broken: who missed them would not come to this place.
+        multihost_utils.sync_global_devices("broken checkpoints are known")
         for step, reason in broken.items():
             if jax.process_index() != 0:
                 break
@@ -303,6 +305,13 @@ def _without_empty(leaves: Leaves) -> Leaves:
     return {name: leaf for name, leaf in leaves.items() if 0 not in leaf.shape}
 
 
+def _whole(leaf: Any) -> Any:
+    """An array that this process can read, also where its shards are on devices of other processes."""
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        return multihost_utils.process_allgather(leaf, tiled=True)
+    return leaf
+
+
 def _describe(leaf: np.ndarray) -> tuple[str, list[int], int]:
     """What the manifest says of an array: dtype, shape, checksum."""
     leaf = np.asarray(leaf)
@@ -379,7 +388,7 @@ def _read_leaves(path: Path, described: Mapping[str, Any], targets: Leaves) -> L
     tree = _read(path, state=ocp.args.StandardRestore(_nest(_without_empty(targets)))).state
     leaves = _leaves_by_name(tree)
     for name, leaf in leaves.items():
-        if list(_describe(jax.device_get(leaf))) != described["/".join(name)]:
+        if list(_describe(jax.device_get(_whole(leaf)))) != described["/".join(name)]:
             raise _BrokenCheckpoint(f"{'/'.join(name)} does not match its checksum")
     return leaves
 
@@ -401,5 +410,5 @@ def _read_state(path: Path, described: Mapping[str, Any], template: Tree) -> Tre
 def _target(leaf: Any) -> np.ndarray | jax.ShapeDtypeStruct:
     if isinstance(leaf, np.ndarray):
         return leaf  # stays on the host, where it may have 64 bits
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

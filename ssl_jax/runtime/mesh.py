@@ -1,10 +1,11 @@
-"""Data parallelism: one mesh axis over all devices, state replicated, batches split."""
+"""Data parallelism: one mesh axis over all devices, batches split, state replicated or sharded."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -13,7 +14,21 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ssl_jax.runtime.errors import InputError
 
 DATA_AXIS = "data"
+MIN_SHARDED = 2**14  # numbers in an array; parts of a smaller one cost more messages than they save memory
 Tree = TypeVar("Tree")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Section `mesh` of a config: what of a state each device holds.
+
+    Attributes:
+      fsdp: fully sharded data parallelism (Rajbhandari et al., "ZeRO", SC 2020, stage 3): each device
+        holds a part of every large array, parameters and optimizer state alike, and is sent the rest while
+        it computes. Saves memory on several devices and costs time; the numbers are the same to rounding.
+    """
+
+    fsdp: bool = False
 
 
 def make(num_devices: int | None = None) -> Mesh:
@@ -51,6 +66,36 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
     is given the result as a donated argument may consume those too.
     """
     return jax.device_put(tree, replicated(mesh))
+
+
+def state_sharding(tree: Any, mesh: Mesh, layout: Layout) -> Any:
+    """The sharding of every array of a state: a tree of the same structure.
+
+    With `layout.fsdp` arrays of at least `MIN_SHARDED` numbers are divided along their longest axis of
+    those that the number of devices divides; others, and without it all, are replicated.
+
+    A jitted update is given it as `out_shardings`, or XLA may choose others for its results.
+
+    Args:
+      tree: arrays or ShapeDtypeStructs.
+      mesh: the mesh whose devices share them.
+      layout: whether they are sharded.
+    """
+
+    def sharding(leaf):
+        shape = np.shape(leaf)
+        axes = [axis for axis, length in enumerate(shape) if length % mesh.size == 0]
+        if not layout.fsdp or not axes or np.prod(shape) < MIN_SHARDED:
+            return replicated(mesh)
+        longest = max(axes, key=lambda axis: shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, DATA_AXIS))
+
+    return jax.tree.map(sharding, tree)
+
+
+def place(tree: Tree, mesh: Mesh, layout: Layout) -> Tree:
+    """Places a state on the devices of the mesh, replicated or sharded; see `replicate` on shared memory."""
+    return jax.device_put(tree, state_sharding(tree, mesh, layout))
 
 
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

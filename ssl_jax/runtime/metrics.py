@@ -274,6 +274,8 @@ def device_description() -> str:
     if devices[0].platform != "cpu":
         return f"{len(devices)} x {devices[0].device_kind}"
     simulated = f", {len(devices)} simulated devices" if len(devices) > 1 else ""
+    if jax.process_count() > 1:
+        simulated = f", {jax.process_count()} processes with {len(devices)} devices"
     return f"CPU {_cpu_model()} ({_num_cores()} cores{simulated})"
 
 

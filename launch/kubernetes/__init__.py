@@ -1,0 +1,1 @@
+"""A run on Kubernetes: `jobset.yaml`, and `python -m launch.kubernetes`, which fills it in."""
