@@ -178,6 +178,7 @@ def smoke():
             "validate_every": 12,
             "checkpoint_every": 4,
         },
+        "probe": {"train_frames": 200, "validation_frames": 50, "test_frames": 100},
     }
 
 

@@ -268,9 +268,9 @@ def test_too_many_bad_pictures_stop_the_run(tmp_path, odd_pictures_dir):
 BOTH = f"{runs.ROOT / 'configs' / 'spatiotemporal_rl.py'}:smoke,tasks=both,extra=rotation"
 
 
-def test_a_run_of_several_tasks_goes_on_where_it_was_stopped(tmp_path):
+def test_a_run_of_several_tasks_goes_on_where_it_was_stopped(tmp_path, little_optimization):
     """Space, time and rotation on one encoder: stopped after a third of the steps, and finished."""
-    overrides = NO_PROBE | {"train.steps": 12, "train.validate_every": 4}
+    overrides = NO_PROBE | {"data.image_size": (132, 130), "train.steps": 12, "train.validate_every": 4}
     config = config_lib.load(BOTH, {key: str(value) for key, value in overrides.items()})
     setup = pretrain.setup_from_config(config)
     assert [task.name for task in setup.tasks] == ["spatial", "temporal", "rotation"]
@@ -296,7 +296,7 @@ def test_a_run_of_several_tasks_goes_on_where_it_was_stopped(tmp_path):
 COLORS = f"{runs.ROOT / 'configs' / 'spatiotemporal_rl.py'}:smoke,tasks=none,extra=colorization"
 
 
-def test_a_run_that_colours_pictures_keeps_its_prior(tmp_path, monkeypatch):
+def test_a_run_that_colours_pictures_keeps_its_prior(tmp_path, monkeypatch, little_optimization):
     """Counted in the training pictures before the first step, and read from the checkpoint after a stop."""
     overrides = NO_PROBE | {"data.image_size": (132, 130), "train.steps": 6, "train.checkpoint_every": 3}
     config = config_lib.load(COLORS, {key: str(value) for key, value in overrides.items()})

@@ -912,13 +912,18 @@ def draw_puzzles(setup: Setup, around: Surroundings, task: Task, state: State, k
     if task.dense:
         return draw_colors(setup, task, state, puzzle_key, pictures)
     if task.name != "spatial":
-        parts, _ = task.ask(puzzle_key, pictures, index, train=True)
+        parts, _ = jax.jit(functools.partial(task.ask, train=True))(puzzle_key, pictures, index)
         labels = index if task.orders is None else task.orders[index]
         return figures.parts(np.asarray(parts), np.asarray(labels))
-    window_key, tiles_key = jax.random.split(puzzle_key)
-    windows = jigsaw.window(window_key, pictures, task.puzzle)
-    tiles = jigsaw.tiles(tiles_key, windows, task.puzzle, train=True)
-    shown = jigsaw.shuffle(tiles, jnp.asarray(task.orders)[index])
+
+    @jax.jit
+    def show(key, pictures, index):
+        window_key, tiles_key = jax.random.split(key)
+        windows = jigsaw.window(window_key, pictures, task.puzzle)
+        tiles = jigsaw.tiles(tiles_key, windows, task.puzzle, train=True)
+        return windows, jigsaw.shuffle(tiles, jnp.asarray(task.orders)[index])
+
+    windows, shown = show(puzzle_key, pictures, index)
     return figures.tiles(
         np.asarray(windows), np.asarray(shown), np.asarray(index), task.orders, grid=task.puzzle.grid
     )

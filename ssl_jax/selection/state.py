@@ -6,6 +6,7 @@ by k-means over the rows of s and ordered from hard to easy, so that action k ke
 members change (Büchler et al. 2018, Sec. 3.2).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -60,6 +61,7 @@ def standardized_rows(evaluation: Evaluation) -> jax.Array:
     return (rows - rows.mean(0, keepdims=True)) / (rows.std(0, keepdims=True) + 1e-6)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def group_permutations(evaluation: Evaluation, num_groups: int) -> jax.Array:
     """K-means over the rows of the state; returns the group of each permutation, int32 [P].
 
