@@ -13,6 +13,7 @@ import runs
 from ssl_jax.runtime import checkpoints
 from ssl_jax.runtime import metrics as metrics_lib
 
+pytestmark = pytest.mark.slow
 STEPS, BATCH = 6, 8
 SMALL = {
     "probe.enabled": False,

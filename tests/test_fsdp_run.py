@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 import runs
 
 from ssl_jax.experiments import pretrain
@@ -9,6 +10,7 @@ from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime import mesh as mesh_lib
 from ssl_jax.runtime.checkpoints import restore_raw
 
+pytestmark = pytest.mark.slow
 CONFIG = f"{runs.ROOT / 'configs' / 'jigsaw_rl.py'}:smoke"
 SMALL = {
     "probe.enabled": False,
