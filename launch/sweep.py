@@ -33,6 +33,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from ssl_jax.runtime import config as config_lib
+from ssl_jax.runtime import files
 from ssl_jax.runtime.errors import InputError
 from ssl_jax.runtime.interruption import StopSignal
 
@@ -307,7 +308,7 @@ def write_plan(sweep: Sweep, runs: Sequence[Run], workdir: Path, parallel: int) 
         "parallel": parallel,
         "runs": listed,
     }
-    config_lib.write_text(workdir / SWEEP_FILE, json.dumps(facts, indent=2) + "\n")
+    files.write_text(workdir / SWEEP_FILE, json.dumps(facts, indent=2) + "\n")
 
 
 def main(argv: list[str]) -> None:

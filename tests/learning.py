@@ -4,6 +4,23 @@ import jax
 import optax
 
 
+def named(pictures, puzzle, task):
+    """A question: a random class of the task, asked about pictures that are drawn for it.
+
+    Args:
+      pictures: (key, number) -> pictures or clips, uint8.
+      puzzle: (key, pictures, classes, task, train=) -> inputs [B, m, h, w, 3].
+      task: options of the puzzle, with `num_classes`.
+    """
+
+    def question(key, num, train):
+        picture_key, index_key, puzzle_key = jax.random.split(key, 3)
+        index = jax.random.randint(index_key, (num,), 0, task.num_classes)
+        return puzzle(puzzle_key, pictures(picture_key, num), index, task, train=train), index
+
+    return question
+
+
 def accuracy_after_training(
     network, question, *, steps, loss=optax.softmax_cross_entropy_with_integer_labels, batch_size=32
 ):

@@ -11,6 +11,13 @@ from typing import Any
 from ssl_jax.runtime import metrics as metrics_lib
 
 ROOT = Path(__file__).parents[1]
+# Keys of `configs/jigsaw_rl.py` for puzzles that take next to nothing to read and to solve.
+SMALL_PUZZLES = {
+    "data.image_size": (60, 56),
+    "spatial.puzzle.window": (54, 54),
+    "spatial.puzzle.tile": (16, 16),
+    "spatial.permutations.num": 10,
+}
 
 
 def start(config: str, workdir: Path, overrides: Mapping[str, Any]) -> subprocess.Popen:

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from learning import accuracy_after_training
+from learning import accuracy_after_training, named
 
 from ssl_jax.networks import Compact
 from ssl_jax.networks.heads import FrameOrderHead, PuzzleNetwork
@@ -45,13 +45,7 @@ def growing_squares(key, num):
 def test_the_direction_of_growth_is_learned():
     """Where it began is random: no single frame tells."""
     task = ArrowOfTime(size=(16, 16), window=(16, 16), around_motion=False, jitter=1)
-
-    def question(key, num, train):
-        clip_key, index_key, puzzle_key = jax.random.split(key, 3)
-        index = jax.random.randint(index_key, (num,), 0, task.num_classes)
-        clips = growing_squares(clip_key, num)
-        return arrow_of_time.puzzle(puzzle_key, clips, index, task, train=train), index
-
     head = FrameOrderHead(task.num_classes, fc6=16, lstm=16, dropout=0.0)
     network = PuzzleNetwork(Compact(width=16), {"task": head})
+    question = named(growing_squares, arrow_of_time.puzzle, task)
     assert accuracy_after_training(network, question, steps=120) > 0.9  # chance is 0.5

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from learning import accuracy_after_training
+from learning import accuracy_after_training, named
 
 from ssl_jax.networks import Compact
 from ssl_jax.networks.heads import JigsawHead, PuzzleNetwork
@@ -124,12 +124,7 @@ def cones(key, num):
 
 def test_where_a_neighbour_lies_on_a_cone_is_learned():
     task = Context(patch=(16, 16), gap=4, jitter=2, color_drop=0.3)
-
-    def question(key, num, train):
-        picture_key, index_key, puzzle_key = jax.random.split(key, 3)
-        index = jax.random.randint(index_key, (num,), 0, task.num_classes)
-        return context.puzzle(puzzle_key, cones(picture_key, num), index, task, train=train), index
-
     head = JigsawHead(task.num_classes, fc6=32, fc7=32, dropout=0.0)
     network = PuzzleNetwork(Compact(width=16), {"task": head})
+    question = named(cones, context.puzzle, task)
     assert accuracy_after_training(network, question, steps=200) > 0.7  # chance is 0.125

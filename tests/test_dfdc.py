@@ -412,16 +412,16 @@ def test_stored_once_and_again_when_something_changes(families, probed):
 
 def test_an_interrupted_build_goes_on_where_it_stopped(families, monkeypatch, probed):
     monkeypatch.setattr(dfdc, "THREADS", 1)
-    real, count = dfdc._write_whole, []
+    real, count = dfdc._store_video, []
 
-    def interrupted(path, array):
+    def interrupted(root, path, key, **where):
         count.append(path)
         if len(count) == 11:
             raise KeyboardInterrupt
-        real(path, array)
+        return real(root, path, key, **where)
 
     with monkeypatch.context() as patch:
-        patch.setattr(dfdc, "_write_whole", interrupted)
+        patch.setattr(dfdc, "_store_video", interrupted)
         with pytest.raises(KeyboardInterrupt):
             make(families)
     stored = len([*store_of_four(families).glob("*.npy")])
@@ -434,13 +434,13 @@ def test_an_interrupted_build_goes_on_where_it_stopped(families, monkeypatch, pr
 BUILD = """
 import sys
 from ssl_jax.data import dfdc
-real = dfdc._write_whole
+real = dfdc._store_video
 dfdc.THREADS = 1
-def slow(path, array):
+def slow(*args, **where):
     import time
     time.sleep(float(sys.argv[2]))
-    real(path, array)
-dfdc._write_whole = slow
+    return real(*args, **where)
+dfdc._store_video = slow
 data = dfdc.make(path=sys.argv[1], split="hard", frames=4, size=None, crop="none", shares=(.6, .2, .2))
 print(len(data.contents))
 """

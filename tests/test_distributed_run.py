@@ -15,12 +15,8 @@ from ssl_jax.runtime import metrics as metrics_lib
 
 pytestmark = pytest.mark.slow
 STEPS, BATCH = 6, 8
-SMALL = {
+SMALL = runs.SMALL_PUZZLES | {
     "probe.enabled": False,
-    "data.image_size": "(60, 56)",
-    "spatial.puzzle.window": "(54, 54)",
-    "spatial.puzzle.tile": "(16, 16)",
-    "spatial.permutations.num": 10,
     "spatial.validation.examples": 13,  # so that the processes have unlike shares
     "train.steps": STEPS,
     "train.batch_size": BATCH,

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import runs
 from rich.console import Console
 
 from ssl_jax.data import pipeline
@@ -21,11 +22,7 @@ from ssl_jax.runtime.checkpoints import Checkpoints
 from ssl_jax.runtime.errors import InputError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-RUN = {
-    "data.image_size": (60, 56),
-    "spatial.puzzle.window": (54, 54),
-    "spatial.puzzle.tile": (16, 16),
-    "spatial.permutations.num": 10,
+RUN = runs.SMALL_PUZZLES | {
     "spatial.head.fc6": 8,
     "spatial.head.fc7": 16,
     "encoder.width": 8,

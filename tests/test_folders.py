@@ -130,7 +130,7 @@ def test_class_folders_give_labels(tmp_path):
         assert ("cat", "dog", "ant")[level // 50] == found.class_names("label")[example["label"]]
         assert example["label"].dtype == np.int64
         assert source.fields(index) == {"label": example["label"]}
-    assert source.blank() == {"label": 0}
+    assert sources.blank(source) == {"label": 0}
     assert found.open("train")[0].keys() == {"image"}
     with pytest.raises(InputError, match=r"No field of .* is called 'labl'; did you mean label"):
         found.open("train", ["labl"])

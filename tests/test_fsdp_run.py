@@ -12,12 +12,8 @@ from ssl_jax.runtime.checkpoints import restore_raw
 
 pytestmark = pytest.mark.slow
 CONFIG = f"{runs.ROOT / 'configs' / 'jigsaw_rl.py'}:smoke"
-SMALL = {
+SMALL = runs.SMALL_PUZZLES | {
     "probe.enabled": False,
-    "data.image_size": (60, 56),
-    "spatial.puzzle.window": (54, 54),
-    "spatial.puzzle.tile": (16, 16),
-    "spatial.permutations.num": 10,
     "train.steps": 4,
     "train.validate_every": 2,
     "train.log_every": 1,

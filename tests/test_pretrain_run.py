@@ -25,12 +25,7 @@ STEPS = 24
 # The probe is the longest part of a smoke run, and changes nothing in training.
 NO_PROBE = {"probe.enabled": False}
 # For runs in this process: everything small.
-SMALL = NO_PROBE | {
-    "data.image_size": (60, 56),
-    "spatial.puzzle.window": (54, 54),
-    "spatial.puzzle.tile": (16, 16),
-    "spatial.permutations.num": 10,
-}
+SMALL = NO_PROBE | runs.SMALL_PUZZLES
 
 
 start, finish = (functools.partial(function, CONFIG) for function in (runs.start, runs.finish))

@@ -244,7 +244,7 @@ def test_page_has_every_section_and_loads_nothing(workdir, report):
     assert links == SECTIONS[1:]
     assert not re.search(r"url\(|@import|https?://", source)
     assert len(source) < 3_000_000
-    assert not list(workdir.rglob("*.partial"))
+    assert not list(workdir.rglob("*.partial")) + list(workdir.rglob("*.tmp"))
 
 
 def test_images_are_embedded_whole_at_half_their_pixels(workdir, report):

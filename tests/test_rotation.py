@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from learning import accuracy_after_training
+from learning import accuracy_after_training, named
 
 from ssl_jax.networks import Compact
 from ssl_jax.networks.heads import JigsawHead, PuzzleNetwork
@@ -92,13 +92,7 @@ def arrowheads(key, num):
 
 def test_how_arrowheads_are_turned_is_learned():
     task = Rotation(window=(16, 16), size=(16, 16))
-
-    def question(key, num, train):
-        picture_key, index_key, puzzle_key = jax.random.split(key, 3)
-        index = jax.random.randint(index_key, (num,), 0, task.num_classes)
-        images = arrowheads(picture_key, num)
-        return rotation.puzzle(puzzle_key, images, index, task, train=train), index
-
     head = JigsawHead(task.num_classes, fc6=32, fc7=32, dropout=0.0)
     network = PuzzleNetwork(Compact(width=16), {"task": head})
+    question = named(arrowheads, rotation.puzzle, task)
     assert accuracy_after_training(network, question, steps=300) > 0.8  # chance is 0.25

@@ -50,7 +50,7 @@ def test_fields_are_those_asked_for(odd_pictures_dir):
     found = sources.make(name="odd_pictures", data_dir=odd_pictures_dir)
     assert found.open("test")[0].keys() == {"image"}
     assert found.open("test", ["label"])[0].keys() == {"image", "label"}
-    assert found.open("test", ["label"]).blank() == {"label": 0}
+    assert sources.blank(found.open("test", ["label"])) == {"label": 0}
     with pytest.raises(InputError, match=r"No field of odd_pictures is called 'labl'.* label"):
         found.open("test", ["labl"])
     with pytest.raises(InputError, match="boxes"):  # Of another length in every example.

@@ -23,7 +23,7 @@ import numpy as np
 
 from ssl_jax.data import pipeline
 from ssl_jax.data.pipeline import EvaluationOptions, Reading, TrainBatches, TrainOptions
-from ssl_jax.data.sources import Source
+from ssl_jax.data.sources import Source, blank
 from ssl_jax.runtime.errors import InputError
 
 FIELDS = ("episode", "step")  # what a source must be opened with
@@ -112,7 +112,7 @@ def evaluation_clips(source: Source, cut: Cut, options: EvaluationOptions) -> It
         source,
         read,
         np.stack([starts, np.append(starts[1:], len(source))], axis=1),
-        source.blank() | {"clip": np.zeros((cut.frames, *options.image_size, 3), np.uint8)},
+        blank(source) | {"clip": np.zeros((cut.frames, *options.image_size, 3), np.uint8)},
         options,
     )
 

@@ -26,7 +26,6 @@ import json
 import logging
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -37,7 +36,8 @@ import rich.progress
 from PIL import Image
 
 from ssl_jax.data import building, folders, pipeline, videos
-from ssl_jax.data.sources import unknown_name
+from ssl_jax.data.sources import ppm, unknown_name
+from ssl_jax.runtime import files
 from ssl_jax.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class Frames:
         if stored.dtype != np.uint8 or stored.ndim != 4 or stored.shape[3] != 3:
             raise ValueError(f"{self.files[int(video)]} in {self.store} holds no pictures")
         pixels = stored[frame]
-        return {"image": b"P6 %d %d 255\n" % pixels.shape[1::-1] + pixels.tobytes()} | self.fields(index)
+        return {"image": ppm(pixels)} | self.fields(index)
 
     def read(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Reads several examples, each when it is asked for."""
@@ -146,10 +146,6 @@ class Frames:
         """Returns the fields of an example without its picture, which is not read."""
         video, _, step = self.rows[index]
         return {field: step if field == "step" else self.values[field][video] for field in self.features}
-
-    def blank(self) -> dict[str, np.ndarray]:
-        """Returns the fields of an example that is not there: zeros of their shapes and dtypes."""
-        return {field: np.zeros(feature.shape, feature.np_dtype) for field, feature in self.features.items()}
 
     def describe(self, index: int) -> str:
         """Returns what to call an example in a message."""
@@ -665,7 +661,8 @@ def _store_video(root: str, path: str, key: str, *, sampling: Sampling, store: s
     # Broken files make FFmpeg raise errors of many kinds.
     except Exception as error:
         return row | {"cause": "unreadable", "details": f"{type(error).__name__}: {error}"}
-    _write_whole(os.path.join(store, row["file"]), pictures)
+    with files.writing(os.path.join(store, row["file"])) as file:
+        np.save(file, pictures, allow_pickle=False)
     missing = [step for step in steps if step not in images]
     return row | {"steps": taken, "missing": missing, "shape": list(pictures.shape)}
 
@@ -684,14 +681,6 @@ def _picture(frame: bytes, sampling: Sampling) -> np.ndarray:
     if min(image.size) < least:
         raise pipeline.UndersizedError(f"{height} x {width}, needed are {least} x {least}")
     return np.asarray(image.resize((sampling.size, sampling.size), Image.Resampling.BILINEAR))
-
-
-def _write_whole(path: str, array: np.ndarray) -> None:
-    """Writes an array to a file that appears at once."""
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), suffix=".tmp")
-    with os.fdopen(handle, "wb") as file:
-        np.save(file, np.ascontiguousarray(array), allow_pickle=False)
-    os.replace(temporary, path)
 
 
 def _key(root: str, path: str) -> str:

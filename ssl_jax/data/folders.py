@@ -17,7 +17,6 @@ import logging
 import os
 import re
 import stat
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ssl_jax.data import sources
+from ssl_jax.runtime import files
 from ssl_jax.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,10 +96,6 @@ class Pictures:
     def fields(self, index: int) -> dict[str, np.ndarray]:
         """Returns the fields of an example without its picture, which is not read."""
         return {field: self.values[field][index] for field in self.features}
-
-    def blank(self) -> dict[str, np.ndarray]:
-        """Returns the fields of an example that is not there: zeros of their shapes and dtypes."""
-        return {field: np.zeros(feature.shape, feature.np_dtype) for field, feature in self.features.items()}
 
     def describe(self, index: int) -> str:
         """Returns what to call an example in a message."""
@@ -622,14 +618,7 @@ def write_manifest(root: str, name: str, header: dict[str, Any], rows: Iterable[
             os.makedirs(above, exist_ok=True)
             if os.path.islink(above):
                 continue
-            handle, temporary = tempfile.mkstemp(dir=above)
-            try:
-                with os.fdopen(handle, "w", encoding="ascii") as file:
-                    file.write(text)
-                os.replace(temporary, place)
-            except OSError:
-                os.unlink(temporary)
-                raise
+            files.write_text(place, text)
         except OSError:
             continue
         return

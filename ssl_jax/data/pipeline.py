@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from ssl_jax.data.sources import Source, TooLargeError
+from ssl_jax.data.sources import Source, TooLargeError, blank
 from ssl_jax.runtime.errors import InputError
 
 MIN_READ = 100  # examples to read before the share of bad ones can stop a run
@@ -477,7 +477,7 @@ def evaluation_batches(source: Source, options: EvaluationOptions) -> Iterator[d
         source,
         functools.partial(read_picture, source=source, **options.decoding),
         np.stack([starts, starts + 1], axis=1),
-        source.blank() | {"image": np.zeros((*options.image_size, 3), np.uint8)},
+        blank(source) | {"image": np.zeros((*options.image_size, 3), np.uint8)},
         options,
     )
 

@@ -129,10 +129,6 @@ class Frames:
             for field in self.features
         }
 
-    def blank(self) -> dict[str, np.ndarray]:
-        """Returns the fields of a frame that is not there: zeros of their shapes and dtypes."""
-        return {field: np.zeros(feature.shape, feature.np_dtype) for field, feature in self.features.items()}
-
     def describe(self, index: int) -> str:
         """Returns what to call a frame in a message."""
         number, step = self._place(index)
@@ -551,6 +547,4 @@ def count_frames(path: str, steps: Sequence[int]) -> dict[int, bytes]:
 
 def to_ppm(frame: Any) -> bytes:
     """Returns a frame as a picture file, turned as it is to be shown."""
-    pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-    height, width = pixels.shape[:2]
-    return b"P6 %d %d 255\n" % (width, height) + pixels.tobytes()
+    return sources.ppm(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))

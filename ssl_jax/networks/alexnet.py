@@ -7,9 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssl_jax.networks.layers import Conv, Form, max_pool
-from ssl_jax.runtime.config import check_known
-from ssl_jax.runtime.errors import InputError
+from ssl_jax.networks.layers import Conv, Form, asked_for, check_input, max_pool
 
 SMALLEST = 63  # 15 pixels of conv1, 7 of conv2, 3 of conv3 to conv5, 1 of pool5
 
@@ -53,13 +51,8 @@ class AlexNet(nn.Module):
           InputError: an unknown layer, or images too small to leave a pixel in pool5.
         """
         del train
-        layer = layer or self.layers[-1]
-        check_known("layer", layer, self.layers)
-        if min(x.shape[1:3]) < SMALLEST:
-            raise InputError(
-                f"images of {x.shape[1]} x {x.shape[2]} pixels are too small for AlexNet; the smallest it "
-                f"takes are {SMALLEST} x {SMALLEST}"
-            )
+        layer = asked_for(layer, self.layers)
+        check_input(x, SMALLEST, "AlexNet")
         for name, features, window, stride, padding in (
             ("conv1", 64, 11, 4, 2),
             ("conv2", 192, 5, 1, 2),

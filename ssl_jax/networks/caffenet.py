@@ -6,9 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssl_jax.networks.layers import Conv, Form, local_response_norm, max_pool
-from ssl_jax.runtime.config import check_known
-from ssl_jax.runtime.errors import InputError
+from ssl_jax.networks.layers import Conv, Form, asked_for, check_input, local_response_norm, max_pool
 
 
 class CaffeNet(nn.Module):
@@ -52,14 +50,9 @@ class CaffeNet(nn.Module):
           InputError: an unknown layer, or images too small to leave a pixel in pool5.
         """
         del train
-        layer = layer or self.layers[-1]
-        check_known("layer", layer, self.layers)
+        layer = asked_for(layer, self.layers)
         smallest = 11 + 14 * self.stride  # 15 pixels of conv1, 7 of conv2, 3 of conv5, 1 of pool5
-        if min(x.shape[1:3]) < smallest:
-            raise InputError(
-                f"images of {x.shape[1]} x {x.shape[2]} pixels are too small for CaffeNet with stride"
-                f" {self.stride}; the smallest it takes are {smallest} x {smallest}"
-            )
+        check_input(x, smallest, f"CaffeNet with stride {self.stride}")
 
         x = self._conv(x, "conv1", 96, 11, stride=self.stride)
         if layer == "conv1":

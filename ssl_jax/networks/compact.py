@@ -6,9 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssl_jax.networks.layers import Conv
-from ssl_jax.runtime.config import check_known
-from ssl_jax.runtime.errors import InputError
+from ssl_jax.networks.layers import Conv, asked_for, check_input
 
 
 class Compact(nn.Module):
@@ -42,13 +40,8 @@ class Compact(nn.Module):
           InputError: an unknown layer, or images too small to leave a pixel in conv3.
         """
         del train
-        layer = layer or self.layers[-1]
-        check_known("layer", layer, self.layers)
-        if min(x.shape[1:3]) < 4:
-            raise InputError(
-                f"images of {x.shape[1]} x {x.shape[2]} pixels are too small for the compact encoder; the "
-                "smallest it takes are 4 x 4"
-            )
+        layer = asked_for(layer, self.layers)
+        check_input(x, 4, "the compact encoder")
         x = x.astype(self.dtype)
         for name, features, window in (
             ("conv1", self.width // 2, 4),

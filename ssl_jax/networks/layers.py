@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from ssl_jax.runtime.config import check_known
+from ssl_jax.runtime.errors import InputError
 
 Form = Literal["auto", "plain", "cpu"]
 
@@ -37,6 +38,26 @@ def fast_on_cpu(form: Form = "auto") -> bool:
     """
     check_known("form", form, ("auto", "plain", "cpu"))
     return jax.default_backend() == "cpu" if form == "auto" else form == "cpu"
+
+
+def check_input(x: jax.Array, smallest: int, who: str) -> None:
+    """Raises InputError for images [N, h, w, c] smaller than `smallest` pixels in height or width."""
+    if min(x.shape[1:3]) < smallest:
+        raise InputError(
+            f"images of {x.shape[1]} x {x.shape[2]} pixels are too small for {who}; the smallest it takes "
+            f"are {smallest} x {smallest}"
+        )
+
+
+def asked_for(layer: str | None, layers: tuple[str, ...]) -> str:
+    """The layer whose map an encoder is to give: one of its layers, or for None the last.
+
+    Raises:
+      InputError: it has no such layer.
+    """
+    layer = layer or layers[-1]
+    check_known("layer", layer, layers)
+    return layer
 
 
 class Conv(nn.Module):

@@ -19,8 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ssl_jax.networks.layers import Conv
-from ssl_jax.runtime.config import check_known
+from ssl_jax.networks.layers import Conv, asked_for, check_input
 from ssl_jax.runtime.errors import InputError
 
 # U(-1 / sqrt(fan in), 1 / sqrt(fan in)), with which DQN has been trained since its Torch original.
@@ -58,13 +57,8 @@ class NatureTrunk(nn.Module):
           InputError: an unknown layer, or pictures of fewer than 36 x 36 pixels, which leave none in conv3.
         """
         del train
-        layer = layer or self.layers[-1]
-        check_known("layer", layer, self.layers)
-        if min(x.shape[1:3]) < 36:
-            raise InputError(
-                f"images of {x.shape[1]} x {x.shape[2]} pixels are too small for the Nature trunk; the "
-                "smallest it takes are 36 x 36"
-            )
+        layer = asked_for(layer, self.layers)
+        check_input(x, 36, "the Nature trunk")
         pixels = x.dtype == jnp.uint8
         x = x.astype(self.dtype)
         if pixels:

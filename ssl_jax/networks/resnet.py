@@ -13,9 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssl_jax.networks.layers import Form, conv, max_pool
+from ssl_jax.networks.layers import Form, asked_for, check_input, conv, max_pool
 from ssl_jax.runtime.config import check_known
-from ssl_jax.runtime.errors import InputError
 
 # He normal for what comes back (He et al. 2015, arXiv 1502.01852, Sec. 2.2), as torchvision's start.
 KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -148,16 +147,11 @@ class ResNet(nn.Module):
           InputError: an unknown layer or stem; images smaller than the stride of block4, of whose one pixel
             most would be padding.
         """
-        layer = layer or self.layers[-1]
-        check_known("layer", layer, self.layers)
+        layer = asked_for(layer, self.layers)
         check_known("stem", self.stem, ("standard", "small"))
         standard = self.stem == "standard"
         smallest = 32 if standard else 8
-        if min(x.shape[1:3]) < smallest:
-            raise InputError(
-                f"images of {x.shape[1]} x {x.shape[2]} pixels are too small for a ResNet with the "
-                f"{self.stem} stem; the smallest it takes are {smallest} x {smallest}"
-            )
+        check_input(x, smallest, f"a ResNet with the {self.stem} stem")
 
         options = {"dtype": self.dtype, "form": self.form}
         window, stride = (7, 2) if standard else (3, 1)

@@ -25,11 +25,9 @@ rounds two to three times as much (see `layers`). Three things the weights do no
 No file is ever unpickled.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import functools
-import os
 import re
 import zipfile
 import zlib
@@ -48,6 +46,7 @@ import safetensors.numpy
 from ssl_jax.networks.alexnet import AlexNet
 from ssl_jax.networks.caffenet import CaffeNet
 from ssl_jax.networks.resnet import ResNet
+from ssl_jax.runtime import files
 from ssl_jax.runtime.checkpoints import restore_raw
 from ssl_jax.runtime.errors import InputError
 
@@ -189,21 +188,14 @@ def save(path: str | Path, encoder: nn.Module, variables: Mapping[str, Any]) -> 
     if path.suffix not in (".safetensors", ".npz"):
         raise InputError(f"weights are written to .safetensors or .npz files, not to {path}")
     leaves = {name: np.asarray(leaf) for name, leaf in _flatten(variables).items()}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "wb") as file:
+        with files.writing(path) as file:
             if path.suffix == ".npz":
                 np.savez(file, **leaves)
             else:
                 file.write(safetensors.numpy.save(_torch_tensors(encoder, leaves), {"format": "pt"}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 # --- Names and layout

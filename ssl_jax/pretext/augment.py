@@ -112,6 +112,12 @@ def color_jitter(key: jax.Array, images: jax.Array, strength: float) -> jax.Arra
     return jax.vmap(one)(jax.random.split(key, images.shape[0]), images)
 
 
+def color_jitter_together(key: jax.Array, parts: jax.Array, strength: float) -> jax.Array:
+    """`color_jitter` with one draw for all parts of an example, float [B, m, h, w, 3]."""
+    stacked = parts.reshape(len(parts), -1, *parts.shape[3:])  # one picture, one part above the other
+    return color_jitter(key, stacked, strength).reshape(parts.shape)
+
+
 def _adjust_saturation(image, factor):
     # Towards or away from its grey version: linear, where a detour over HSV costs ten times as much.
     grey = to_grey(image)

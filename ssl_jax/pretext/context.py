@@ -110,9 +110,7 @@ def puzzle(key: jax.Array, images: jax.Array, index: jax.Array, task: Context, *
     patches = jnp.stack([augment.crop(images, places[:, part], task.patch) for part in range(2)], axis=1)
     patches = patches.astype(jnp.float32) / 255
     if train and task.color_jitter:
-        # One draw for a pair: its patches are one picture, one above the other.
-        stacked = patches.reshape(len(patches), -1, *patches.shape[3:])
-        patches = augment.color_jitter(jitter_key, stacked, task.color_jitter).reshape(patches.shape)
+        patches = augment.color_jitter_together(jitter_key, patches, task.color_jitter)
     if train and task.grey:
         patches = augment.random_grey(grey_key, patches, task.grey)
     if train and task.channel_shift:

@@ -123,9 +123,7 @@ def recolor(key: jax.Array, windows: jax.Array, task: FrameOrder, *, train: bool
     jitter_key, grey_key, channel_key = jax.random.split(key, 3)
     pixels = augment.shrink(windows, task.size)
     if train and task.color_jitter:
-        # One draw for a clip: its frames are one picture, one above the other.
-        stacked = pixels.reshape(len(pixels), -1, *pixels.shape[3:])
-        pixels = augment.color_jitter(jitter_key, stacked, task.color_jitter).reshape(pixels.shape)
+        pixels = augment.color_jitter_together(jitter_key, pixels, task.color_jitter)
     if train and task.grey:
         pixels = augment.random_grey(grey_key, pixels, task.grey)
     if train and task.channel_drop:

@@ -19,18 +19,17 @@ Two ways to choose a set (`make`):
 All of this is NumPy on the host, at configuration time.
 """
 
-import contextlib
 import difflib
 import functools
 import math
 import os
-import pathlib
 import tokenize
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from ssl_jax.runtime import files
 from ssl_jax.runtime.errors import InputError
 
 METHODS = ("greedy", "code")
@@ -141,15 +140,10 @@ def save(path: str | os.PathLike, permutations: np.ndarray) -> None:
     """
     permutations = np.asarray(permutations)
     _check_set(permutations, 0, source=f"the set for {path}")
-    path = pathlib.Path(path)
-    partial = path.with_name(path.name + ".partial")
     try:
-        with open(partial, "wb") as file:
+        with files.writing(path) as file:
             np.save(file, permutations.astype(np.int32), allow_pickle=False)
-        partial.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise InputError(f"cannot write the permutation set {path}: {error}") from error
 
 

@@ -20,6 +20,7 @@ from ssl_jax.atari.protocol import Protocol, differences
 from ssl_jax.report import figures, page, playing
 from ssl_jax.report import sweep as sweep_lib
 from ssl_jax.runtime import config as config_lib
+from ssl_jax.runtime import files
 from ssl_jax.runtime.errors import InputError
 
 _WIDE = 2.05 * figures.WIDTH
@@ -54,7 +55,7 @@ def build(workdirs: Sequence[str | Path], output: str | Path) -> Path:
         else:
             place = lambda name: _figure_path(output, name)
             text = sweep_lib.render(sweep_lib.of_runs(runs, "Comparison", place))
-        page.write_file(output, text.encode())
+        files.write_text(output, text)
     except OSError as error:
         raise InputError(f"'{output}' cannot be written ({error.strerror}).") from error
     for text in warned:

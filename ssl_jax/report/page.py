@@ -15,7 +15,6 @@ import html
 import io
 import json
 import math
-import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -27,7 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread, imsave
 
 from ssl_jax.report import figures
-from ssl_jax.runtime import metrics
+from ssl_jax.runtime import files, metrics
 from ssl_jax.runtime.config import check_known
 from ssl_jax.runtime.errors import InputError
 
@@ -182,7 +181,7 @@ def build(workdir: str | Path) -> Path:
         (name, heading, "".join(write(run))) for name, heading, write in (*sections, *_CLOSING_SECTIONS)
     ]
     path = run.workdir / "report.html"
-    write_file(path, render(run.workdir.resolve().name, "".join(summary(run)), written).encode())
+    files.write_text(path, render(run.workdir.resolve().name, "".join(summary(run)), written))
     return path
 
 
@@ -340,7 +339,8 @@ def figure(path: Path, drawn: Figure, alt: str, *, wide: bool = False) -> str:
     """Writes a figure to a PNG file and shows it."""
     data = figures.png(drawn)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, data)
+    with files.writing(path) as file:
+        file.write(data)
     return image(data, alt, wide=wide)
 
 
@@ -446,13 +446,6 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"'{path}' is damaged: it should hold a JSON object.")
     return value
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Writes a file, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)
 
 
 _PAGE = Template("""\

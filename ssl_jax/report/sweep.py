@@ -25,7 +25,7 @@ from scipy import special
 
 from ssl_jax.report import figures, page
 from ssl_jax.runtime import config as config_lib
-from ssl_jax.runtime import metrics
+from ssl_jax.runtime import files, metrics
 from ssl_jax.runtime.errors import InputError
 
 SWEEP_FILE = "sweep.json"
@@ -154,9 +154,9 @@ def build(workdir: str | Path) -> Path:
     found = table(sweep)
     (directory / "figures").mkdir(exist_ok=True)
     metrics.write_json(directory / TABLE_FILE, found)
-    config_lib.write_text(directory / MARKDOWN_FILE, markdown(sweep, found))
+    files.write_text(directory / MARKDOWN_FILE, markdown(sweep, found))
     path = directory / "report.html"
-    page.write_file(path, render(sweep).encode())
+    files.write_text(path, render(sweep))
     return path
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from ssl_jax.runtime import files
 from ssl_jax.runtime.errors import InputError
 
 CONFIG_FILE = "config.json"
@@ -448,7 +449,7 @@ def claim_workdir(workdir: str | Path, config: ConfigDict) -> Path:
 
 def save(path: str | Path, config: ConfigDict) -> None:
     """Writes a config as JSON; the file is there whole or not at all."""
-    write_text(path, json.dumps(config.to_dict(), indent=2) + "\n")
+    files.write_text(path, json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def read(path: str | Path) -> ConfigDict:
@@ -484,25 +485,3 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Writes a file so that a reader, or a crash, finds the old one or the new one, whole."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner reads
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

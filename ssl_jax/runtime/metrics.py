@@ -18,7 +18,7 @@ import rich.console
 import rich.progress
 import tensorboardX
 
-from ssl_jax.runtime import config
+from ssl_jax.runtime import files
 from ssl_jax.runtime.checkpoints import Checkpoints
 from ssl_jax.runtime.errors import InputError
 
@@ -138,12 +138,12 @@ def _drop_lines_after(path: Path, step: int) -> None:
     rows = read(path)
     kept = [row for row in rows if row["step"] <= step]
     if path.exists():
-        config.write_text(path, "".join(_to_json(row) + "\n" for row in kept))
+        files.write_text(path, "".join(_to_json(row) + "\n" for row in kept))
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """Writes a JSON file, whole or not at all; arrays become lists, NaN and infinities null."""
-    config.write_text(path, _to_json(value, indent=2) + "\n")
+    files.write_text(path, _to_json(value, indent=2) + "\n")
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:
