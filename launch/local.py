@@ -93,15 +93,21 @@ class Process:
         self._reader.join(timeout=1)
 
 
-def run(processes: Sequence[Process]) -> None:
-    """Waits for all processes; ends all when one fails, and passes a signal on to all.
+def run(command: Sequence[str], places: Sequence[dict[str, str]]) -> None:
+    """Makes the command a process for each place; ends all when one fails, and passes a signal on to all.
+
+    Args:
+      command: with its program, which is replaced by this Python.
+      places: the `environment` of each process.
 
     Raises:
       SystemExit: one has failed, or the run was told to stop.
     """
-    failed, told_since = None, None
+    processes, failed, told_since = [], None, None
     try:
         with StopSignal() as stop:
+            for index, variables in enumerate(places):
+                processes.append(Process(index, command, variables))
             while any(one.process.poll() is None for one in processes):
                 time.sleep(0.05)
                 wrong = [one for one in processes if one.process.poll()]
@@ -155,7 +161,7 @@ def main(command: list[str]) -> None:
             settings = " ".join(f"{name}={value}" for name, value in variables.items())
             print(f"{settings} {shlex.join(command)}")
         return
-    run([Process(index, command, variables) for index, variables in enumerate(each)])
+    run(command, each)
 
 
 def define_flags() -> None:

@@ -159,7 +159,8 @@ def start_local(*codes: str) -> subprocess.Popen:
     program = f"""
         from launch import local
         codes = {codes!r}
-        local.run([local.Process(i, ["python", "-c", code], {{}}) for i, code in enumerate(codes)])
+        command = ["python", "-c", "import os; exec(os.environ['CODE'])"]
+        local.run(command, [{{"CODE": code}} for code in codes])
     """
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program)],
