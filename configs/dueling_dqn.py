@@ -37,6 +37,8 @@ def default():
         "seed": 0,
         "num_seeds": 1,
         "precision": "float32",
+        "profile": False,  # true: a trace of a few steps, in WORKDIR/profile
+        "watchdog_seconds": 600.0,  # without progress, after which all stacks are printed; 0: never
         "protocol": {
             "game": "Pong",
             "frame_skip": 4,

@@ -21,6 +21,8 @@ def default():
     return {
         "experiment": "evaluate",
         "seed": 0,
+        "profile": False,  # true: a trace of a few steps, in WORKDIR/profile
+        "watchdog_seconds": 600.0,  # without progress, after which all stacks are printed; 0: never
         "checkpoint": placeholder(str),  # work directory of a pre-training run
         "which": "best",  # or last, or random: the encoder as it is initialised
         "baseline": True,  # the encoder as it is initialised is judged beside

@@ -3,6 +3,7 @@
 python -m ssl_jax.main --config=configs/jigsaw_rl.py                    # default: a laptop, minutes
 python -m ssl_jax.main --config=configs/jigsaw_rl.py:policy=uniform     # the usual practice
 python -m ssl_jax.main --config=configs/jigsaw_rl.py:encoder=nature     # the trunk of a Q-network
+python -m ssl_jax.main --config=configs/jigsaw_rl.py:evaluation=all     # and probes, retrieval, fine-tuning
 python -m ssl_jax.main --config=configs/jigsaw_rl.py:paper              # ImageNet, CaffeNet
 
 Default, seed 0, measured on 2 cores of an AMD EPYC with JAX 0.10.2: 5 min 43 s with the rendering of the
@@ -13,7 +14,7 @@ encoder 0.484, of the random one 0.443 (results/jigsaw_rl/results.json). `paper`
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from ssl_jax.runtime.config import parse_arg
+from ssl_jax.runtime.config import parse_arg, sibling
 
 OPTIONS = {
     "policy": (
@@ -26,7 +27,9 @@ OPTIONS = {
         "q_learning",
     ),
     "encoder": ("preset", "compact", "nature", "caffenet", "alexnet", "resnet18", "resnet50"),
+    "evaluation": ("states", "all"),
 }
+evaluate = sibling(__file__, "evaluate.py")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -41,11 +44,25 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.spatial.puzzle.tile = (36, 36)  # the smallest that its three convolutions take
     config.spatial.selection.name = options.policy
     config.spatial.selection.update(player(options.policy, preset))
+    if options.evaluation == "all":
+        config.evaluation = evaluation(preset)
     return config
 
 
-# The stem of a ResNet for parts of 32 to 75 pixels.
-ENCODERS = {"compact": {"width": 64}, "resnet18": {"stem": "small"}, "resnet50": {"stem": "small"}}
+def evaluation(preset):
+    """What `configs/evaluate.py` judges the checkpoint of a run by, at the end of the run."""
+    config = evaluate.get_config("smoke" if preset == "smoke" else None)
+    del config.experiment, config.checkpoint  # this run's
+    config.state_probe.enabled = False  # made anyway, see `probe`
+    return config
+
+
+# The stem of a ResNet for parts of 32 to 75 pixels; remat=true: less memory for a third more work.
+ENCODERS = {
+    "compact": {"width": 64},
+    "resnet18": {"stem": "small", "width": 64, "remat": False},
+    "resnet50": {"stem": "small", "width": 64, "remat": False},
+}
 
 
 def player(name, preset):
@@ -87,7 +104,9 @@ def default():
     return {
         "experiment": "pretrain",
         "seed": 0,
-        "precision": "float32",
+        "precision": "float32",  # bfloat16, or params=float32,compute=bfloat16,output=float32 in any mixture
+        "profile": False,  # true: a trace of a few steps, in WORKDIR/profile
+        "watchdog_seconds": 600.0,  # without progress, after which all stacks are printed; 0: never
         "mesh": {"fsdp": False},  # true: each device holds a part of the parameters
         "data": {
             "name": "atari_frames",

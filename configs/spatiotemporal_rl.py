@@ -27,7 +27,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         extra=("none", "rotation", "context", "arrow_of_time", "colorization"),
         **jigsaw_rl.OPTIONS,
     )
-    config = jigsaw_rl.get_config(f"{preset},policy={options.policy},encoder={options.encoder}")
+    config = jigsaw_rl.get_config(
+        ",".join([preset, *(f"{name}={getattr(options, name)}" for name in jigsaw_rl.OPTIONS)])
+    )
     if options.tasks in ("both", "temporal"):
         config.temporal = temporal(config.spatial, preset)
     if options.tasks in ("temporal", "none"):

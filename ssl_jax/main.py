@@ -45,12 +45,20 @@ def main(argv: list[str]) -> None:
     config_lib.check_known("experiment", config.get("experiment"), experiments.EXPERIMENTS)
     default = config_lib.default_workdir(flags.FLAGS["config"].config_filename)
     # Imported only now: jax takes seconds to start, and a mistyped flag should not wait for it.
-    distributed = importlib.import_module("ssl_jax.runtime.distributed")
+    distributed, lock, watching = (
+        importlib.import_module(f"ssl_jax.runtime.{name}") for name in ("distributed", "lock", "watching")
+    )
+    workdir = _WORKDIR.value or default
+    watch = {key: config[key] for key in config_lib.WATCH_KEYS if key in config}
     distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     try:
-        with distributed.ending_together():
+        with (
+            distributed.ending_together(),
+            lock.workdir_lock(workdir),
+            watching.under_watch(workdir, **watch),
+        ):
             experiment = importlib.import_module(f"ssl_jax.experiments.{config.experiment}")
-            experiment.run(config, _WORKDIR.value or default)
+            experiment.run(config, workdir)
     except KeyboardInterrupt:
         command = shlex.join(["python", "-m", "ssl_jax.main", *sys.argv[1:]])
         print(f"\ninterrupted; to go on from the last checkpoint: {command}", file=sys.stderr)

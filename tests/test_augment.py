@@ -26,7 +26,7 @@ def test_crop_takes_the_window_at_the_offset():
             np.testing.assert_array_equal(windows[i, j], images[i, j, row : row + 4, column : column + 5])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 2**31 - 1))
 def test_random_offsets_cover_the_room_and_never_leave_it(rows, columns, seed):
     offsets = np.asarray(augment.random_offsets(jax.random.key(seed), (500,), (rows, columns)))

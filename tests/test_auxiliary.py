@@ -54,7 +54,7 @@ def test_quarter_turns_by_hand():
     ]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(turns=st.lists(st.integers(0, 3), min_size=6, max_size=6), seed=st.integers(0, 99))
 def test_rotation_is_that_of_numpy_and_is_undone(turns, seed):
     images, turns = noise(6, 5, 5, 3, seed=seed), np.array(turns)
@@ -69,7 +69,7 @@ def test_frames_in_another_order_by_hand():
     assert frame_order.permute(stack, jnp.array([[2, 0, 1]])).tolist() == [[[[12, 10, 11]]]]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 999))
 def test_the_inverse_order_brings_the_frames_back(seed):
     stacks = noise(6, 3, 2, 5, seed=seed)

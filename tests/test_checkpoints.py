@@ -340,6 +340,44 @@ def test_full_disk_is_a_sentence_and_earlier_checkpoints_are_intact(tmp_path):
     assert done.stderr == ""
 
 
+def test_a_disk_that_became_read_only_is_a_sentence_and_can_still_be_read(tmp_path):
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("a small file system of our own cannot be mounted here")
+    code = """
+        import subprocess, sys
+        import jax.numpy as jnp
+        from ssl_jax.runtime.checkpoints import Checkpoints, restore_raw
+        from ssl_jax.runtime.errors import InputError
+        from ssl_jax.runtime.lock import workdir_lock
+
+        place = sys.argv[1] + "/checkpoints"
+        checkpoints = Checkpoints(place)
+        checkpoints.save(1, {"w": jnp.float32(1)}, {})
+        checkpoints.wait()
+        subprocess.run(["mount", "-o", "remount,ro", sys.argv[1]], check=True)
+        try:
+            checkpoints.save(2, {"w": jnp.float32(2)}, {})
+            checkpoints.wait()
+        except InputError as error:
+            print(error)
+        print(Checkpoints(place).restore({"w": jnp.float32(0)})[1]["w"], restore_raw(place)["w"])
+        try:
+            with workdir_lock(sys.argv[1]):
+                pass
+        except InputError as error:
+            print(error)
+    """
+    mount = 'mount -t tmpfs -o size=2m tmpfs "$2" && exec "$0" -c "$1" "$2"'
+    command = ["unshare", "-rm", "sh", "-c", mount, sys.executable, textwrap.dedent(code)]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True)
+    assert done.stderr == ""
+    sentence, values, refusal = done.stdout.splitlines()
+    assert sentence.startswith(f"checkpoint 2 cannot be written in {tmp_path}/checkpoints (")
+    assert sentence.endswith("the checkpoints of steps [1] are intact, so mend that and run this again")
+    assert values == "1.0 1.0"
+    assert refusal == f"work directory {tmp_path} cannot be used: Read-only file system"
+
+
 def test_words_of_a_full_disk_are_recognised(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, {"w": jnp.zeros(3)}, {})

@@ -44,7 +44,7 @@ def test_dark_colours_lie_on_the_straight_parts():
     np.testing.assert_allclose(lab, [[903.296 * 0.02 / 12.92, 0, 0]], atol=1e-3)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**31 - 1))
 def test_colours_come_back_from_lab(seed):
     rgb = np.random.default_rng(seed).random((64, 3), np.float32) ** 3  # many dark ones

@@ -209,7 +209,7 @@ def test_leaks_by_hand():
     assert "1 originals are in both" in refusal(dfdc.check_leaks, "/d", "grouped", only_originals)
 
 
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=60)
 @hypothesis.given(
     st.lists(st.tuples(st.booleans(), st.integers(-1, 30)), min_size=1, max_size=40),
     st.integers(0, 9),

@@ -75,10 +75,14 @@ def whole(run_dir, workdir, **overrides):
 
 
 @pytest.fixture(scope="module")
-def judged(run_dir, tmp_path_factory):
-    """Everything once, on the four devices of the tests."""
-    workdir = tmp_path_factory.mktemp("evaluations") / "all"
-    return workdir, whole(run_dir, workdir)
+def judged(run_dir):
+    """Everything once, as at the end of the run, on the four devices of the tests."""
+    config = config_lib.load(
+        f"{CONFIGS / 'jigsaw_rl.py'}:smoke,evaluation=all", {"evaluation.state_probe.enabled": "true"}
+    )
+    pretrain.evaluation(config, run_dir)()
+    workdir = run_dir / "evaluation"
+    return workdir, json.loads((workdir / "results.json").read_text())
 
 
 def test_smoke_fills_its_work_directory(judged, run_dir):
@@ -278,6 +282,14 @@ def test_values_that_cannot_be_are_named(run_dir, tmp_path, overrides, sentence)
     with pytest.raises(InputError, match=sentence) as error:
         whole(run_dir, tmp_path / "evaluation", **overrides)
     assert "\n" not in str(error.value)
+
+
+def test_the_section_of_a_run_is_checked_before_it_starts(run_dir):
+    config = config_lib.load(f"{CONFIGS / 'jigsaw_rl.py'}:smoke,evaluation=all", {})
+    with config.unlocked():
+        config.evaluation.linear_probe.valuse = 300
+    with pytest.raises(InputError, match=r"config\.evaluation: .*linear_probe\.valuse.*linear_probe\.values"):
+        pretrain.evaluation(config, run_dir)
 
 
 def test_a_key_that_nobody_reads_names_the_closest(run_dir):

@@ -454,7 +454,7 @@ def test_strange_names_are_read(tmp_path):
             assert source[index]["image"].startswith(b"\x89PNG")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text("train[0123456789%:]v", max_size=14))
 def test_split_expressions_are_parsed_or_refused(text):
     parts = {"train": None, "validation": None}

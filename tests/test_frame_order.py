@@ -106,7 +106,7 @@ def test_windows_are_scaled_down_by_the_mean_of_blocks():
 # Colours
 
 
-@hypothesis.settings(max_examples=8, deadline=None)
+@hypothesis.settings(max_examples=8)
 @hypothesis.given(seed=st.integers(0, 99))
 def test_all_frames_of_a_clip_are_coloured_alike(seed):
     options = {"color_jitter": 0.4, "grey": 0.4, "channel_drop": 0.4, "normalize": False}

@@ -42,7 +42,7 @@ def test_tiles_permutation_and_crops_rebuild_the_image(grid):
     assert len(np.unique(room, axis=0)) > 5  # the gap is random
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 99), st.integers(0, 2**31 - 1))
 def test_shuffling_by_a_permutation_and_its_inverse_changes_nothing(row, seed):
     order = permutations.make(num=100, length=9)[row]

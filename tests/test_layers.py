@@ -130,7 +130,7 @@ def test_conv_module_keeps_parameters_in_float32():
     np.testing.assert_allclose(np.float32(y), exact, rtol=0, atol=0.02 * np.abs(exact).max())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(num=st.integers(1, 500), most=st.integers(0, 40))
 def test_loop_shape_divides_every_batch(num, most):
     shards, n, steps = layers.loop_shape(num, most)

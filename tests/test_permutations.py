@@ -54,7 +54,7 @@ def test_invert_by_hand():
     assert inverse.dtype == np.int32
 
 
-@hypothesis.settings(deadline=None, max_examples=50)
+@hypothesis.settings(max_examples=50)
 @hypothesis.given(permutation_sets())
 def test_apply_then_invert_is_the_identity(permutation_set):
     items = np.random.default_rng(0).normal(size=(permutation_set.shape[1], 2))
@@ -75,7 +75,7 @@ def test_distances_by_hand():
     assert permutations.distance_statistics(permutation_set) == (2, 3.0)
 
 
-@hypothesis.settings(deadline=None, max_examples=50)
+@hypothesis.settings(max_examples=50)
 @hypothesis.given(permutation_sets())
 def test_distances_equal_the_naive_ones(permutation_set):
     pairs = itertools.combinations(permutation_set, 2)
@@ -254,7 +254,7 @@ def test_seed_decides(method):
     assert as_tuples(make(0)) != as_tuples(make(1))
 
 
-@hypothesis.settings(deadline=None, max_examples=60)
+@hypothesis.settings(max_examples=60)
 @hypothesis.given(st.integers(3, 7), st.sampled_from(permutations.METHODS), st.booleans(), st.data())
 def test_sets_are_distinct_permutations_and_obey_the_identity_rule(length, method, include_identity, data):
     num = data.draw(st.integers(2, 5 if length == 3 else 23))

@@ -84,7 +84,7 @@ def test_scaling_keeps_the_shape_of_the_picture():
     np.testing.assert_allclose(out[:, 1:-1], expected[:, 1:-1], atol=1)
 
 
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=40)
 @hypothesis.given(
     size=st.tuples(st.integers(1, 70), st.integers(1, 70)),
     target=st.tuples(st.integers(1, 40), st.integers(1, 40)),

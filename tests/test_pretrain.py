@@ -147,6 +147,37 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(observe, on_one_devi
     assert_close(state, on_one_device[0], rtol=1e-4, atol=1e-5)
 
 
+def test_computing_in_bfloat16_is_nearly_computing_in_float32(observe, on_one_device):
+    setup = make_setup(precision="bfloat16")
+    step = jax.jit(functools.partial(pretrain.train_step, setup))
+    state, losses = advance(create(setup), step, observe)
+    np.testing.assert_allclose(losses, on_one_device[1], rtol=0.02)
+    assert losses != on_one_device[1]
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_every_part_of_a_step_has_the_precision_that_was_asked_for(optimizer, accumulate):
+    """By shapes and dtypes alone: nothing is computed."""
+    setup = make_setup(
+        **{
+            "precision": "params=bfloat16,compute=bfloat16,output=bfloat16",
+            "train.optimizer": optimizer,
+            "train.accumulate": accumulate,
+        }
+    )
+    state = jax.eval_shape(lambda: pretrain.create_state(setup, jax.random.PRNGKey(0)))
+    after, metrics = jax.eval_shape(functools.partial(pretrain.train_step, setup), state, batch_of())
+    dtypes = lambda tree: jax.tree.map(lambda leaf: leaf.dtype, tree)
+    assert {*jax.tree.leaves(dtypes(state.params))} == {jnp.dtype("bfloat16")}
+    assert dtypes(after) == dtypes(state)
+    assert metrics["loss"].dtype == metrics["spatial/loss"].dtype == jnp.float32
+    parts = jnp.zeros((2, 9, 16, 16, 3))
+    answer = lambda state: setup.network.apply(pretrain.variables_of(state), parts, "spatial", train=False)
+    assert jax.eval_shape(answer, state).dtype == jnp.bfloat16
+
+
 def test_a_step_can_be_made_again_alone(step, trained):
     saved = jax.device_get(trained)
     after, metrics = step(trained, batch_of(77))
@@ -390,7 +421,7 @@ def test_an_unknown_split_names_the_closest():
     [
         ({"encoder.name": "compct"}, "config.encoder.name 'compct', did you mean 'compact'"),
         ({"spatial.selection.name": "polcy_gradient"}, "did you mean 'policy_gradient'"),
-        ({"precision": "float23"}, "config.precision must be one of 'float32', 'bfloat16'"),
+        ({"precision": "float23"}, "unknown config.precision 'float23', did you mean 'float32'?"),
         ({"train.optimizer": "adam"}, "config.train.optimizer must be one of 'adamw', 'sgd'"),
         (
             {"spatial.puzzle.window": (300, 54)},

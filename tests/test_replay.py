@@ -163,7 +163,7 @@ def scripts(num_envs, max_steps):
 def test_draws_all_transitions_and_only_them(name):
     memory = MEMORIES[name]
 
-    @settings(max_examples=15, deadline=None, derandomize=True)
+    @settings(max_examples=15, derandomize=True)
     @given(scripts(memory.num_envs, 3 * memory.rows), st.integers(0, 2**32 - 1))
     def check(events, seed):
         games = episodes_of(events, seed)

@@ -281,3 +281,32 @@ def test_every_encoder_gives_its_layers_and_refuses_others(name):
     assert 0 not in shapes(encoder, (smallest, smallest))[0].shape
     with pytest.raises(InputError, match=f"images of 75 x {smallest - 1} pixels"):
         shapes(encoder, (75, smallest - 1))
+
+
+def test_what_is_computed_again_is_the_same_and_need_not_be_kept(little_optimization):
+    network = ResNet(units=(1, 1, 1, 1), bottleneck=False, width=2, stem="small", form="plain")
+    shape = (11, 8, 3)
+    variables = jax.jit(network.init)(KEY, jnp.zeros((1, *shape)))
+    # The convolutions that start silent would leave nothing to compute again.
+    params = jax.tree.map(lambda leaf: leaf + 0.1, variables["params"])
+
+    def loss(params, x, network):
+        given = {"params": params, "batch_stats": variables["batch_stats"]}
+        y, updated = network.apply(given, x, train=True, mutable=["batch_stats"])
+        return (y**2).mean(), updated["batch_stats"]
+
+    def kept(network):
+        """Bytes that wait for the gradient, of a batch so large that the parameters do not count."""
+        forward = lambda params, x: jax.vjp(lambda p: loss(p, x, network), params, has_aux=True)
+        x = jax.ShapeDtypeStruct((256, *shape), jnp.float32)
+        _, backward, _ = jax.eval_shape(forward, params, x)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))
+
+    again = network.clone(remat=True)
+    assert kept(again) < 0.6 * kept(network)
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=2)
+    x = jax.random.normal(KEY, (2, *shape))
+    plain, remat = gradient(params, x, network), gradient(params, x, again)
+    assert jax.tree.structure(plain) == jax.tree.structure(remat)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(remat), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

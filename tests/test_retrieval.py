@@ -24,7 +24,7 @@ def rows(number, width=6, seed=0):
     return np.random.default_rng(seed).standard_normal((number, width)).astype(np.float32)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(
     sizes=st.sampled_from([(7, 23), (20, 5)]),
     k=st.sampled_from([1, 11]),

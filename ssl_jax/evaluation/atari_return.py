@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from ssl_jax.atari.environments import Environments
+from ssl_jax.runtime import watching
 
 # Mean scores over 100 episodes as the paper reports them (Agarwal, Sinha and Ayush, "Is self-supervision
 # helpful? Exploring self-supervision in reinforcement learning and classification", Table 2). It does not
@@ -74,6 +75,7 @@ def play(
     step = environments.reset()
     video = [step.frame[0]]
     for t in itertools.count():
+        watching.at_step(t)
         actions = act(jax.random.fold_in(seed_key, t), step.s_t)
         step = environments.step(np.asarray(actions))
         if not finished[0] and len(video) < max_video_frames:

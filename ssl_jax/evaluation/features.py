@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
+from ssl_jax.runtime import watching
 from ssl_jax.runtime.errors import InputError
 
 Batches = Iterable[Mapping[str, np.ndarray]]
@@ -47,7 +48,8 @@ def collect(batches: Batches, encoders: Mapping[str, FeatureFunction], *, may_be
       InputError: there is not one example.
     """
     parts, count = [], 0
-    for batch in batches:
+    for number, batch in enumerate(batches):
+        watching.at_step(number)
         features = {name: np.asarray(encode(batch["image"])) for name, encode in encoders.items()}
         fields = {name: values for name, values in batch.items() if name not in ("image", "mask")}
         parts.append(Rows(features, fields).where(batch["mask"]))

@@ -22,6 +22,7 @@ import optax
 from ssl_jax.evaluation import scores
 from ssl_jax.evaluation.features import Batches
 from ssl_jax.runtime import mesh as mesh_lib
+from ssl_jax.runtime import watching
 from ssl_jax.runtime.config import check_known
 from ssl_jax.runtime.errors import InputError
 
@@ -228,6 +229,7 @@ def finetune(
     answer = jax.jit(lambda params, images: logits(encode, params, images).argmax(-1))
     best, best_params, waited = {"accuracy": -1.0, "step": 0}, state.params, 0
     for number in range(1, protocol.steps + 1):
+        watching.at_step(number)
         batch = next(examples.train)
         batch = mesh_lib.shard_batch(
             {"image": batch["image"], "label": batch["label"].astype(np.int32)}, mesh

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.metrics import f1_score
 
 from ssl_jax.data.atari_frames import category, ram_labels
 from ssl_jax.evaluation import linear_probe
@@ -90,6 +89,8 @@ def probe_game(game: str, splits: Mapping[str, Rows], protocol: Protocol) -> dic
 
 def f1_scores(labels: np.ndarray, predictions: np.ndarray) -> list[float]:
     """Weighted F1 of each of V columns; labels and predictions are int [N, V]."""
+    from sklearn.metrics import f1_score  # here: it takes two seconds at every start
+
     return [
         float(f1_score(truth, answer, average="weighted", zero_division=0))
         for truth, answer in zip(labels.T, predictions.T, strict=True)

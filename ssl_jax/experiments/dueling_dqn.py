@@ -939,7 +939,10 @@ def train(setup: Setup, around: Surroundings, state: State) -> State:
     with (
         StopSignal() as stop,
         metrics_lib.Progress(
-            last * setup.play.num, start=step * setup.play.num, description="training"
+            last * setup.play.num,
+            start=step * setup.play.num,
+            description="training",
+            warm_from=setup.exploration.random_steps,
         ) as progress,
     ):
         while step < last and not stop.received:

@@ -22,7 +22,6 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from sklearn.manifold import TSNE
 
 from ssl_jax.data import pipeline, sources
 from ssl_jax.evaluation import finetune, linear_probe, retrieval, state_probe
@@ -485,6 +484,8 @@ def draw_neighbours(setup: Setup, around: Surroundings, queries: Rows, keys: Row
 
 def draw_map(setup: Setup, around: Surroundings, rows: Rows, encoder: str) -> None:
     """Writes figures/map_ENCODER.png: features in the plane by t-SNE (van der Maaten and Hinton 2008)."""
+    from sklearn.manifold import TSNE  # here: it takes seconds, at the start of every run
+
     chosen = np.unique(np.linspace(0, len(rows.fields["index"]) - 1, MAPPED).astype(int))
     features = rows.features[encoder][chosen]
     if len(features) < 10:

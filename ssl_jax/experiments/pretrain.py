@@ -40,6 +40,7 @@ from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime import distributed
 from ssl_jax.runtime import mesh as mesh_lib
 from ssl_jax.runtime import metrics as metrics_lib
+from ssl_jax.runtime import precision as precision_lib
 from ssl_jax.runtime.checkpoints import Checkpoints
 from ssl_jax.runtime.errors import InputError
 from ssl_jax.selection import Evaluation, group_permutations
@@ -61,7 +62,7 @@ class State:
       step: int32 [], training steps made.
       key: uint32 [2], the run's key; step t draws from `fold_in(key, t)`, so any step can be recomputed
         alone.
-      params: of the puzzle network, float32.
+      params: of the puzzle network, of the dtype that `precision` says.
       batch_stats: running statistics of its normalisation layers; {} without such layers.
       opt_state: of the optimizer.
       selection: task -> state of its player.
@@ -187,6 +188,7 @@ class Setup:
     data: Data
     tasks: tuple[Task, ...]
     network: PuzzleNetwork
+    precision: precision_lib.Precision
     train: Train
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
@@ -213,23 +215,24 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
     """
 
     def make(
-        *, experiment: str, seed: int, precision: Literal["float32", "bfloat16"], data: Mapping,
+        *, experiment: str, seed: int, precision: str, data: Mapping,
         encoder: Mapping, train: Mapping, probe: Mapping, mesh: Mapping | None = None,
         spatial: Mapping | None = None, temporal: Mapping | None = None,
         rotation: Mapping | None = None, context: Mapping | None = None,
         arrow_of_time: Mapping | None = None, colorization: Mapping | None = None,
+        evaluation: Mapping | None = None,
     ) -> dict:  # fmt: skip
         return locals()
 
     sections = make(**config_lib.unpack(config, make, path=""))
     section = lambda name, builder: builder(**config_lib.unpack(sections[name] or {}, builder, path=name))
-    dtype = jnp.dtype(sections["precision"])
+    precision = precision_lib.parse(sections["precision"])
 
     data = section("data", Data)
     encoder, options = tasks_lib.choose(
         sections["encoder"], ENCODERS, "encoder", ignore=("dtype", "parent", "name")
     )
-    encoder = encoder(dtype=dtype, **options)
+    encoder = encoder(dtype=precision.compute, **options)
     tasks = tuple(
         tasks_lib.make(name, sections[name], data.image_size, encoder)
         for name in tasks_lib.KINDS
@@ -250,7 +253,12 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         seed=sections["seed"],
         data=data,
         tasks=tasks,
-        network=PuzzleNetwork(encoder=encoder, heads={task.name: task.head for task in tasks}),
+        network=PuzzleNetwork(
+            encoder=encoder,
+            heads={task.name: task.head for task in tasks},
+            output_dtype=precision.output,
+        ),
+        precision=precision,
         train=train,
         optimizer=make_optimizer(train, schedule),
         schedule=schedule,
@@ -298,7 +306,7 @@ def create_state(setup: Setup, key: jax.Array) -> State:
     }
     initialize = functools.partial(setup.network.init, method="initialize")
     variables = dict(jax.jit(initialize)(params_key, parts))
-    params = variables.pop("params")
+    params = setup.precision.cast_params(variables.pop("params"))
     return State(
         step=jnp.zeros((), jnp.int32),
         key=key,
@@ -386,7 +394,7 @@ def objective(setup: Setup, prior, params, batch_stats, inputs, targets, dropout
         )
         batch_stats = updated.get("batch_stats", {})
         target = targets[task.name]
-        of_task = task.loss(logits, target, prior.get(task.name)).mean()
+        of_task = task.loss(logits.astype(jnp.float32), target, prior.get(task.name)).mean()
         loss += task.weight * of_task
         metrics[f"{task.name}/loss"] = of_task
         metrics[f"{task.name}/accuracy"] = (jnp.argmax(logits, -1) == target).mean()
@@ -464,6 +472,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     setup = setup_from_config(config)
     with distributed.first_process_first():
         workdir = config_lib.claim_workdir(workdir, config)
+    evaluate_checkpoint = evaluation(config, workdir)
     mesh_lib.setup_compilation_cache()
     mesh = mesh_lib.make()
     state = mesh_lib.place(create_state(setup, jax.random.PRNGKey(setup.seed)), mesh, setup.layout)
@@ -478,6 +487,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         checkpoints.close()
         if jax.process_index() == 0:
             console.print_results(workdir)
+        evaluate_checkpoint()
         return json.loads(finished.read_text())
     batches = open_batches(setup, data)
     seconds = {}
@@ -503,12 +513,47 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     try:
         validate = make_validation(setup, around)
         state = train(setup, around, state, validate)
-        return judge(setup, around, state, config, validate)
+        results = judge(setup, around, state, config, validate)
     finally:
         for stream in batches.values():
             stream.close()
         around.metrics.close()
         checkpoints.close()
+    evaluate_checkpoint()
+    return results
+
+
+def evaluation(config: ml_collections.ConfigDict, workdir: Path) -> Callable[[], None]:
+    """What section `evaluation` asks for: `experiments.evaluate` of the best checkpoint, once, at the end.
+
+    The section is a config of that experiment; its results and its page are in WORKDIR/evaluation.
+
+    Raises:
+      InputError: see `evaluate.setup_from_config`; or several processes.
+    """
+    if "evaluation" not in config:
+        return lambda: None
+    from ssl_jax.experiments import evaluate  # here: it imports this module
+
+    if jax.process_count() > 1:
+        raise InputError(
+            "section config.evaluation is for runs of one process; leave it out, and run configs/evaluate.py "
+            "on the work directory afterwards."
+        )
+    asked = ml_collections.ConfigDict(
+        config.evaluation.to_dict() | {"experiment": "evaluate", "checkpoint": str(workdir)}
+    )
+    try:
+        evaluate.setup_from_config(asked)
+    except InputError as error:
+        raise InputError(f"section config.evaluation: {error}") from None
+
+    def evaluate_checkpoint():
+        directory = workdir / "evaluation"
+        if not (directory / evaluate.RESULTS_FILE).exists():
+            evaluate.run(asked, directory)
+
+    return evaluate_checkpoint
 
 
 def measure_priors(
@@ -894,7 +939,7 @@ def draw_figures(setup: Setup, around: Surroundings, state: State) -> None:
     """Writes the pictures that need the network: puzzles as it sees them, first-layer filters."""
     directory = around.workdir / "figures"
     directory.mkdir(exist_ok=True)
-    pictures = {"filters": figures.filters(np.asarray(first_kernel(state.params["encoder"])))}
+    pictures = {"filters": figures.filters(np.asarray(first_kernel(state.params["encoder"]), np.float32))}
     key = jax.random.fold_in(state.key, state.step)
     for number, task in enumerate(setup.tasks):
         pictures[task.name] = draw_puzzles(setup, around, task, state, jax.random.fold_in(key, number))
@@ -937,7 +982,7 @@ def draw_colors(setup: Setup, task: Task, state: State, key: jax.Array, pictures
     colors = {
         "seen": jnp.zeros((*classes.shape, 2)),
         "asked": jnp.asarray(colorization.BINS)[classes],
-        "named": colorization.annealed_mean(logits),
+        "named": colorization.annealed_mean(logits.astype(jnp.float32)),
     }
     painted = jnp.stack([colorization.paint(seen, ab) for ab in colors.values()], axis=1)
     return figures.parts(np.asarray(painted), np.tile([*colors], (len(painted), 1)))

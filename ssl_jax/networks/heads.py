@@ -249,10 +249,12 @@ class PuzzleNetwork(nn.Module):
     Attributes:
       encoder: float [N, h, w, 3] -> maps [N, h', w', c].
       heads: task -> what becomes of the maps.
+      output_dtype: of the logits.
     """
 
     encoder: nn.Module
     heads: Mapping[str, nn.Module]
+    output_dtype: Any = jnp.float32
 
     def part_features(self, parts: jax.Array, task: str, *, train: bool) -> jax.Array:
         """Parts [B, m, h, w, 3] -> features [B, m, d], or what else the head makes of each part's map."""
@@ -261,8 +263,9 @@ class PuzzleNetwork(nn.Module):
         return features.reshape(*parts.shape[:2], *features.shape[1:])
 
     def __call__(self, parts: jax.Array, task: str, *, train: bool) -> jax.Array:
-        """Parts [B, m, h, w, 3] in the order shown -> float32 logits [B, classes of the task]."""
-        return self.heads[task].classify(self.part_features(parts, task, train=train), train=train)
+        """Parts [B, m, h, w, 3] in the order shown -> logits [B, classes of the task] of `output_dtype`."""
+        features = self.part_features(parts, task, train=train)
+        return self.heads[task].classify(features, train=train).astype(self.output_dtype)
 
     def initialize(self, parts: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Reaches every parameter, for `init`: task -> parts; returns the logits."""
@@ -287,10 +290,11 @@ class PuzzleNetwork(nn.Module):
 
 
 def margins(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """Logits [..., C], int [...] -> [...]: logit of the right class minus the largest other one.
+    """Logits [..., C], int [...] -> float32 [...]: logit of the right class minus the largest other one.
 
     It is the logarithm of the ratio of their probabilities.
     """
+    logits = logits.astype(jnp.float32)
     right = label[..., None] == jnp.arange(logits.shape[-1])[(None,) * label.ndim]
     others = jnp.where(right, -jnp.inf, logits).max(-1)
     return jnp.take_along_axis(logits, label[..., None], -1)[..., 0] - others

@@ -85,8 +85,8 @@ class Checkpoints:
           metrics: named numbers, among them the `best_metric` (a NaN is never the best).
 
         Raises:
-          InputError: there is no disk space for this checkpoint, or was none for the one before;
-            those before that are intact.
+          InputError: there is no disk space for this checkpoint, or was none for the one before, or the
+            directory has become read-only; those before that are intact.
         """
         self.wait()
         if step in _steps(self._directory):
@@ -109,7 +109,7 @@ class Checkpoints:
                 force=True,
             )
         except (OSError, ValueError) as error:
-            self._raise_if_disk_is_full(error)
+            self._raise_if_disk_refuses(error)
             raise
 
     def restore(self, template: Tree) -> tuple[int, Tree, dict[str, Any]] | None:
@@ -155,12 +155,13 @@ class Checkpoints:
         """Blocks until the last save is on disk.
 
         Raises:
-          InputError: there was no disk space for it; the checkpoints before it are intact.
+          InputError: there was no disk space for it, or no right to write it; the checkpoints before it
+            are intact.
         """
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
-            self._raise_if_disk_is_full(error)
+            self._raise_if_disk_refuses(error)
             raise
         self._saving = None
 
@@ -198,14 +199,20 @@ class Checkpoints:
         multihost_utils.sync_global_devices("broken checkpoints are set aside")
         self._manager.reload()
 
-    def _raise_if_disk_is_full(self, error: BaseException) -> None:
+    def _raise_if_disk_refuses(self, error: BaseException) -> None:
         # tensorstore knows no errno: its errors are ValueErrors with the words of the system.
-        words = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
-        if any(word in str(error) for word in words):
+        says = lambda *numbers: any(os.strerror(number) in str(error) for number in numbers)
+        steps = _steps(self._directory)
+        intact = f"the checkpoints of steps {steps} are intact" if steps else "there is none before it"
+        if says(errno.ENOSPC, errno.EDQUOT):
             raise InputError(
-                f"no disk space for checkpoint {self._saving} in {self._directory}; the "
-                f"checkpoints of steps {_steps(self._directory)} are intact, so free some space "
-                "and run this again"
+                f"no disk space for checkpoint {self._saving} in {self._directory}; {intact}, so free some "
+                "space and run this again"
+            ) from None
+        if says(errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG):
+            raise InputError(
+                f"checkpoint {self._saving} cannot be written in {self._directory} "
+                f"({' '.join(str(error).split())[:200]}); {intact}, so mend that and run this again"
             ) from None
 
 
@@ -259,8 +266,11 @@ def _manager(directory: Path, should_preserve: Any) -> ocp.CheckpointManager:
         preservation_policy=NewestAndBest(),
         cleanup_tmp_directories=True,  # what a killed run has left
         lightweight_initialize=True,
+        # Where a directory cannot be made, its threads would wait for it, and the program's end for them.
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
     logging.get_absl_logger().addFilter(_is_no_error_of_orbax)
+    _hide_orphans()
     return ocp.CheckpointManager(directory, options=options)
 
 
@@ -345,17 +355,18 @@ def _seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def _hide_orphaned_reads() -> None:
-    """Hides, from now on, what becomes of the reads that orbax gave up.
+def _hide_orphans() -> None:
+    """Hides, from now on, what becomes of the reads and writes that orbax gave up.
 
-    When one array is broken, orbax leaves the others while they are read, and closes their event loop.
-    Each of them prints a traceback of its own, at a time of its own, so the hook is never taken away.
+    When one array is broken, or finds no space, orbax leaves the others while they are read or written, and
+    closes their event loop. Each of them prints a traceback of its own, at a time of its own, so the hook is
+    never taken away. The error that made orbax give up is raised.
     """
     hook = sys.unraisablehook
 
     def quiet(unraisable: Any) -> None:
         said = str(unraisable.exc_value)
-        if said != "Event loop is closed" and not said.startswith("Encountered error while reading array"):
+        if said != "Event loop is closed" and not said.startswith("Encountered error while"):
             hook(unraisable)
 
     sys.unraisablehook = quiet
@@ -363,7 +374,7 @@ def _hide_orphaned_reads() -> None:
 
 def _read(path: Path, **items: Any) -> ocp.args.Composite:
     """Reads items of a checkpoint; whatever goes wrong with bytes on disk is _BrokenCheckpoint."""
-    _hide_orphaned_reads()
+    _hide_orphans()
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
             return reader.restore(path, args=ocp.args.Composite(**items))

@@ -26,6 +26,9 @@ from ssl_jax.runtime import files
 from ssl_jax.runtime.errors import InputError
 
 CONFIG_FILE = "config.json"
+# Keys of a whole config that `main` reads: how a run is watched, see `watching.under_watch`. They change no
+# number, so no experiment reads them, and a run may go on with others.
+WATCH_KEYS = ("profile", "watchdog_seconds")
 
 
 # --- What follows the colon
@@ -138,6 +141,7 @@ def unpack(
         for name, parameter in inspect.signature(builder).parameters.items()
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) and name not in ignore
     }
+    section = {key: value for key, value in section.items() if path or key not in WATCH_KEYS}
     for key in section:
         check_known("key", f"{where}.{key}", [f"{where}.{name}" for name in known])
     for name, parameter in known.items():
@@ -372,9 +376,11 @@ def run_app(main: Callable[[list[str]], None]) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        sys.exit(_complain(f"no disk space is left ({error}); free some and run this again"))
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            sys.exit(_complain(f"no disk space is left ({error}); free some and run this again"))
+        if error.errno == errno.EROFS:
+            sys.exit(_complain(f"the disk can only be read ({error}); mend that and run this again"))
+        raise
 
 
 def _complain(sentence: str) -> int:
@@ -465,7 +471,7 @@ def read(path: str | Path) -> ConfigDict:
 
 
 def difference(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Lines like "train.steps: 100 -> 200" for every key in which two configs differ.
+    """Lines like "train.steps: 100 -> 200" for every key in which two configs differ, but for `WATCH_KEYS`.
 
     A tuple and a list of the same items are equal, for JSON cannot tell them apart.
     """
@@ -473,6 +479,8 @@ def difference(old: ConfigDict, new: ConfigDict) -> list[str]:
     old, new = (dict(_flatten(json.loads(json.dumps(c.to_dict())))) for c in (old, new))
     lines = []
     for key in dict.fromkeys([*old, *new]):
+        if key in WATCH_KEYS:
+            continue
         before, after = (json.dumps(c[key]) if key in c else "(absent)" for c in (old, new))
         if before != after:
             lines.append(f"{key}: {before} -> {after}")

@@ -18,7 +18,7 @@ import rich.console
 import rich.progress
 import tensorboardX
 
-from ssl_jax.runtime import files
+from ssl_jax.runtime import files, watching
 from ssl_jax.runtime.checkpoints import Checkpoints
 from ssl_jax.runtime.errors import InputError
 
@@ -177,6 +177,8 @@ class Progress:
       start: the step that the run begins or resumes at.
       description: what the steps are of.
       seconds_between_lines: how often a plain line is printed where there is no terminal.
+      warm_from: the step from which steps are like each other, where those before it do less: a trace
+        begins after it.
     """
 
     def __init__(
@@ -186,10 +188,12 @@ class Progress:
         start: int = 0,
         description: str = "",
         seconds_between_lines: float = 10.0,
+        warm_from: int = 0,
     ):
         self._total = total
         self._description = description
         self._seconds_between_lines = seconds_between_lines
+        self._warm_from = warm_from
         self._step = start
         self._values: dict[str, float] = {}
         self._shown = jax.process_index() == 0
@@ -219,6 +223,7 @@ class Progress:
           step: the number of steps made so far.
           values: what to show beside it, by name; values that were given before stay.
         """
+        watching.at_step(step, warm=step >= self._warm_from)
         now = time.monotonic()
         self._step = step
         self._values.update(values or {})
@@ -321,10 +326,13 @@ class Stopwatch:
         if compiles and part not in self._compiled:
             self._compiled.add(part)
             part = "compilation"
+        watching.in_part(part)
         start = time.perf_counter()
         try:
-            yield
+            with jax.profiler.TraceAnnotation(part):
+                yield
         finally:
+            watching.in_part(None)
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
             self.blocks[part] += 1
 
