@@ -38,7 +38,17 @@ setup(
     extras_require={
         "hdf5": ["h5py"],  # weights that Caffe wrote
         "slurm": ["submitit>=1.5"],  # launch/slurm.py
-        "test": ["h5py", "hypothesis", "import-linter", "pytest", "pytest-xdist", "ruff"],
+        "test": [
+            "h5py",
+            "hypothesis",
+            "import-linter",
+            "ipykernel",  # this and the next two for the notebooks in colabs/
+            "jupytext",
+            "nbclient",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+        ],
         "test-parity": ["torch"],  # our networks against PyTorch's
     },
 )

@@ -4,6 +4,9 @@ python -m launch.sweep --config=configs/ablation.py                     # into r
 python -m launch.sweep --config=configs/ablation.py --workdir=results/ablation --parallel=2
 python -m launch.sweep --config=configs/ablation.py:smoke --dry_run     # only prints the commands
 
+A sweep may have runs that come first, such as a pre-training that others begin with; and runs that need a
+file, such as downloaded weights: where it is missing, they are listed and left out.
+
 The same command again repeats no run that has its results, and goes on with those that were stopped or
 failed. So a sweep also grows: add a seed, a player or a task, and run it again with the same --workdir.
 
@@ -54,7 +57,11 @@ class Sweep:
       compare: the axis whose values are compared with each other, under all else equal.
       baseline: the value of that axis which the others are held against, seed by seed.
       seeds: of every combination.
-      overrides: "key=value" for all runs, as in `--config.key=value`.
+      overrides: "key=value" for all runs, as in `--config.key=value`; {workdir} is the sweep's directory.
+      first: name -> config file and overrides, after blanks, of a run that is made before all others, in
+        WORKDIR/NAME, once for all seeds.
+      needs: value of an axis -> file without which runs with this value cannot begin; {model} in it is
+        the run's value of the axis `model`, and so on.
     """
 
     base: str
@@ -64,6 +71,8 @@ class Sweep:
     baseline: str
     seeds: tuple[int, ...]
     overrides: tuple[str, ...]
+    first: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    needs: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Run(NamedTuple):
@@ -75,6 +84,7 @@ class Run(NamedTuple):
       seed: of the run.
       flags: of `python -m ssl_jax.main`, but for the work directory.
       config: what they come to.
+      needs: a file without which it cannot begin, or None.
     """
 
     name: str
@@ -82,6 +92,7 @@ class Run(NamedTuple):
     seed: int
     flags: tuple[str, ...]
     config: ConfigDict
+    needs: str | None = None
 
     def command(self, workdir: Path) -> list[str]:
         """The command line, without the name of the interpreter."""
@@ -91,8 +102,10 @@ class Run(NamedTuple):
 # --- What is to be run
 
 
-def plan(sweep: Sweep) -> list[Run]:
-    """All runs, each with its config loaded and so checked. The first seed of all comes first.
+def plan(sweep: Sweep, workdir: Path = Path("runs")) -> list[Run]:
+    """All runs but those of `plan_first`, each with its config loaded and so checked.
+
+    The first seed of all comes first.
 
     Raises:
       InputError: an axis, value, preset or override that is not known, a baseline that is not on its axis,
@@ -102,11 +115,29 @@ def plan(sweep: Sweep) -> list[Run]:
     axes = [*(axis for axis in sweep.axes if axis != sweep.compare), sweep.compare]
     combinations = list(itertools.product(*(sweep.axes[axis] for axis in axes)))
     runs = [
-        _make_run(sweep, dict(zip(axes, values, strict=True)), seed)
+        _make_run(sweep, dict(zip(axes, values, strict=True)), seed, workdir)
         for seed in sweep.seeds
         for values in combinations
     ]
     _check_equal_compute(runs)
+    return runs
+
+
+def plan_first(sweep: Sweep) -> list[Run]:
+    """The runs that come before all others.
+
+    Raises:
+      InputError: a config or override that is not known.
+    """
+    runs = []
+    for name, text in sweep.first.items():
+        path_and_arg, *overrides = text.split()
+        try:
+            config = config_lib.load(path_and_arg, overrides)
+        except InputError as error:
+            raise InputError(f"the run {name} cannot be made: {error}") from None
+        given = (f"--config={path_and_arg}", *(f"--config.{item}" for item in overrides))
+        runs.append(Run(name, {}, config.get("seed", 0), given, config))
     return runs
 
 
@@ -119,6 +150,9 @@ def _check_axes(sweep: Sweep) -> None:
     _check_distinct("config.seeds", sweep.seeds)
     values = sweep.axes[sweep.compare]
     config_lib.check_known(f"baseline of the axis {sweep.compare!r}:", sweep.baseline, values)
+    known = {value.split()[0] for values in sweep.axes.values() for value in values}
+    for value in sweep.needs:
+        config_lib.check_known("value of an axis in config.needs:", value, known)
 
 
 def _check_distinct(name: str, values: Sequence[object]) -> None:
@@ -126,13 +160,14 @@ def _check_distinct(name: str, values: Sequence[object]) -> None:
         raise InputError(f"{name} must be one or more values, each given once, not {values!r}")
 
 
-def _make_run(sweep: Sweep, values: Mapping[str, str], seed: int) -> Run:
+def _make_run(sweep: Sweep, values: Mapping[str, str], seed: int, workdir: Path) -> Run:
     words = {axis: value.split() for axis, value in values.items()}
     options = [f"{axis}={value}" for axis, (value, *_) in words.items()]
     preset = [sweep.preset] if sweep.preset != "default" else []
     path_and_arg = f"{sweep.base}:{','.join([*preset, *options])}"
     brought = itertools.chain(*(overrides for _, *overrides in words.values()))
-    overrides = [*sweep.overrides, *brought, f"seed={seed}"]
+    shared = [item.replace("{workdir}", str(workdir)) for item in sweep.overrides]
+    overrides = [*shared, *brought, f"seed={seed}"]
     labels = [f"{axis}={value}" for axis, value in values.items()]
     name = re.sub(r"[^\w.=+-]", "_", "-".join([*labels, f"seed={seed}"]).replace(" ", "+"))
     try:
@@ -140,7 +175,9 @@ def _make_run(sweep: Sweep, values: Mapping[str, str], seed: int) -> Run:
     except InputError as error:
         raise InputError(f"the run {name} cannot be made: {error}") from None
     given = (f"--config={path_and_arg}", *(f"--config.{item}" for item in overrides))
-    return Run(name, dict(values), seed, given, config)
+    chosen = {axis: value for axis, (value, *_) in words.items()}
+    needs = [text.format(**chosen) for value, text in sweep.needs.items() if value in chosen.values()]
+    return Run(name, dict(values), seed, given, config, next(iter(needs), None))
 
 
 def _check_equal_compute(runs: Sequence[Run]) -> None:
@@ -156,6 +193,11 @@ def _check_equal_compute(runs: Sequence[Run]) -> None:
 
 def _training(run: Run) -> ConfigDict:
     return run.config.get("train", ConfigDict())
+
+
+def lacks(run: Run, workdir: Path) -> bool:
+    """Whether the run is still to be made, and the file that it needs is missing."""
+    return run.needs is not None and not is_finished(run, workdir) and not Path(run.needs).exists()
 
 
 def is_finished(run: Run, workdir: Path) -> bool:
@@ -276,6 +318,16 @@ def _log(name: str, workdir: Path) -> Path:
     return workdir / "logs" / f"{name}.txt"
 
 
+def leave_out(runs: Sequence[Run], workdir: Path) -> None:
+    """Says which runs lack their files, and writes it where the report looks for what a run printed."""
+    for path in dict.fromkeys(run.needs for run in runs):
+        names = [run.name for run in runs if run.needs == path]
+        print(f"left out: {len(names)} runs need {path}, which is not there:", *names, sep="\n  ", flush=True)
+    for run in runs:
+        said = f"left out: {run.needs} is not there; with it, the same command makes this run\n"
+        _log(run.name, workdir).write_text(said)
+
+
 def _complain(run: Run, status: int, workdir: Path) -> None:
     log = _log(run.name, workdir)
     lines = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
@@ -290,22 +342,18 @@ def _leave(stop: StopSignal, finished: int, total: int) -> None:
     sys.exit(128 + stop.received)
 
 
-def write_plan(sweep: Sweep, runs: Sequence[Run], workdir: Path, parallel: int) -> None:
+def write_plan(sweep: Sweep, first: Sequence[Run], runs: Sequence[Run], workdir: Path, parallel: int) -> None:
     """Writes `sweep.json`: what the report needs to know besides the runs' own directories."""
+    command = lambda run: shlex.join(["python", *run.command(workdir)])
     listed = [
-        {
-            "name": run.name,
-            "values": run.values,
-            "seed": run.seed,
-            "command": shlex.join(["python", *run.command(workdir)]),
-        }
-        for run in runs
+        {"name": run.name, "values": run.values, "seed": run.seed, "command": command(run)} for run in runs
     ]
     facts = {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "compare": sweep.compare,
         "baseline": sweep.baseline,
         "parallel": parallel,
+        "first": [{"name": run.name, "command": command(run)} for run in first],
         "runs": listed,
     }
     files.write_text(workdir / SWEEP_FILE, json.dumps(facts, indent=2) + "\n")
@@ -314,8 +362,8 @@ def write_plan(sweep: Sweep, runs: Sequence[Run], workdir: Path, parallel: int) 
 def main(argv: list[str]) -> None:
     """Runs the sweep that the flags name, and writes its table and page.
 
-    Exit status: 0 if every run has its results, 1 if one failed, 2 for bad input, 128 + the signal's number
-    if the sweep was told to stop.
+    Exit status: 0 if every run that lacks no file has its results, 1 if one failed, 2 for bad input, 128 +
+    the signal's number if the sweep was told to stop.
     """
     del argv
     values = flags.FLAGS
@@ -323,22 +371,27 @@ def main(argv: list[str]) -> None:
         raise InputError("give a sweep by --config=FILE, such as configs/ablation.py")
     sweep = Sweep(**config_lib.unpack(values.config, Sweep, path=""))
     workdir = Path(values.workdir or config_lib.default_workdir(values["config"].config_filename))
-    runs = plan(sweep)
-    check_directories(runs, workdir)
+    first, runs = plan_first(sweep), plan(sweep, workdir)
+    check_directories([*first, *runs], workdir)
     if values.dry_run:
-        for run in runs:
+        for run in [*first, *runs]:
             done = "  # finished" if is_finished(run, workdir) else ""
+            done = f"  # needs {run.needs}" if lacks(run, workdir) else done
             print(shlex.join(["python", *run.command(workdir)]) + done)
         return
     with claim(workdir) as lock:
-        write_plan(sweep, runs, workdir, values.parallel)
-        failed = run_all(runs, workdir, values.parallel, lock)
+        write_plan(sweep, first, runs, workdir, values.parallel)
+        failed = run_all(first, workdir, values.parallel, lock) if first else []
+        left_out = [run for run in runs if lacks(run, workdir)]
+        leave_out(left_out, workdir)
+        failed += run_all([run for run in runs if run not in left_out], workdir, values.parallel, lock)
         from ssl_jax.report import sweep as report  # Here, for it imports jax and matplotlib.
 
         print(f"Table: {workdir / report.TABLE_FILE}\nReport: {report.build(workdir)}")
     if failed:
         sys.exit(
-            f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; the same command tries again"
+            f"{len(failed)} of {len(first) + len(runs)} runs failed: {', '.join(failed)}; the same command "
+            "tries again"
         )
 
 

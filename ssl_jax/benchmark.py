@@ -3,8 +3,11 @@
 python -m ssl_jax.benchmark --config=configs/jigsaw_rl.py
 python -m ssl_jax.benchmark --config=configs/jigsaw_rl.py:paper --config.train.batch_size=32 --only=step
 python -m ssl_jax.benchmark --config=configs/jigsaw_rl.py --json=benchmark.json
+python -m ssl_jax.benchmark --config=configs/jigsaw_rl.py --only=data --config.data.name=folder \\
+    --config.data.path=PICTURES
 python -m ssl_jax.benchmark --config=configs/dueling_dqn.py:game=Pong,aux=sequence
 python -m ssl_jax.benchmark --config=configs/dueling_dqn.py:paper --only=environment,loop
+python -m ssl_jax.benchmark --config=configs/deepfake.py:model=resnet50
 
 Which parts there are depends on the config's experiment. Everything is measured on the config's own sizes,
 but for the replay memory (see `DQNBench`). The network and the player are given random pictures, so that
@@ -14,7 +17,10 @@ them; only those of the environments and of whole loops are means, for the ends 
 
 import dataclasses
 import functools
+import io
+import itertools
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -28,10 +34,13 @@ import rich.console
 import rich.table
 from absl import flags
 from ml_collections import config_flags
+from PIL import Image
 
 from ssl_jax.atari.environments import TimeStep
 from ssl_jax.atari.replay import ReplayState, Transitions
-from ssl_jax.experiments import dueling_dqn, pretrain
+from ssl_jax.data import clips, pipeline, videos
+from ssl_jax.data.sources import Source
+from ssl_jax.experiments import deepfake, dueling_dqn, pretrain
 from ssl_jax.experiments.tasks import SkillMeter, Task
 from ssl_jax.pretext import permutations
 from ssl_jax.runtime import config as config_lib
@@ -40,6 +49,7 @@ from ssl_jax.runtime import metrics as metrics_lib
 from ssl_jax.runtime.errors import InputError
 
 Row = tuple[str, float, str]
+SAMPLE = 64  # pictures whose reading and decoding is timed
 MOST_REMEMBERED = 20_000  # transitions of an agent: a memory that is filled within a second or two
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config to measure.")
@@ -48,14 +58,16 @@ _SECONDS = flags.DEFINE_float("seconds", 5.0, "How long each rate is measured, i
 _JSON = flags.DEFINE_string("json", None, "Where to write the numbers as JSON, besides the table.")
 
 
-def timed(function: Callable[[], Any], seconds: float, least: int = 3) -> float:
-    """Median seconds of a call, over calls for this long and at least `least`, after a warm-up."""
+def timed(
+    function: Callable[[], Any], seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Median seconds, by a clock, of a call: of calls for `seconds` and at least three, after a warm-up."""
     jax.block_until_ready(function())
     times, end = [], time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times) < least:
-        start = time.perf_counter()
+    while time.perf_counter() < end or len(times) < 3:
+        start = clock()
         jax.block_until_ready(function())
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return statistics.median(times)
 
 
@@ -90,7 +102,7 @@ def product_flops(jaxpr: jax.extend.core.Jaxpr) -> int:
     return total
 
 
-def measure_machine(bench: "PretrainBench | DQNBench") -> Iterator[Row]:
+def measure_machine(bench: "PretrainBench | DQNBench | DeepfakeBench") -> Iterator[Row]:
     """What the machine can do at best, on all its devices."""
     yield "machine/float32_matrix_rate", matrix_rate(bench.seconds) * jax.device_count() / 1e9, "GFLOP/s"
 
@@ -164,12 +176,85 @@ def measure_step(bench: PretrainBench) -> Iterator[Row]:
 
 
 def measure_data(bench: PretrainBench) -> Iterator[Row]:
-    """The host pipeline alone, and how long a step waits for it when they overlap."""
+    """The host's work, stage by stage on one core, and all of it as in training; by stream of batches.
+
+    Of clips the stages are counted in frames. `read` fetches bytes; from videos, it decodes them as well.
+    """
+    setup = bench.setup
+    data = pretrain.open_data(setup)
+    fields = {"image": (), "clip": clips.FIELDS}
+    for name, stream in pretrain.open_batches(setup, data).items():
+        length = setup.cut.frames if name == "clip" else 1
+        stages = time_stages(data.open("train", fields[name]), length, setup.data, bench.seconds)
+        for stage, rate in stages.items():
+            yield f"data/{name}/{stage}", rate, "pictures/s on a core"
+        raw = stages["raw_decoder"]
+        ours = stages["read"] if setup.data.name == "videos" else stages["decode"]
+        yield f"data/{name}/share_of_raw_decoder", 100 * ours / raw, "%"
+        yield from time_stream(bench, name, stream)
+
+
+def time_stages(source: Source, length: int, data: pretrain.Data, seconds: float) -> dict[str, float]:
+    """Pictures a second of one core: what reading them takes, a decoder that does no more, and ours.
+
+    Args:
+      source: a split.
+      length: how many successive pictures are read at once.
+      data: how they are cropped and scaled.
+      seconds: how long each is measured.
+    """
+    starts = pipeline.spread(max(len(source) - length, 1), max(SAMPLE // length, 1))
+    read = lambda: [[*source.read(range(start, start + length))] for start in starts]
+    encoded = [example["image"] for run in read() for example in run]
+    image_size, min_size = data.image_size, data.min_size or pipeline.half(data.image_size)
+    stages = {
+        "read": read,
+        "raw_decoder": lambda: [Image.open(io.BytesIO(picture)).load() for picture in encoded],
+        "decode": lambda: [pipeline.decode_image(picture, image_size, min_size) for picture in encoded],
+    }
+    rates = {name: len(encoded) / timed(stage, seconds, time.thread_time) for name, stage in stages.items()}
+    if isinstance(source, videos.Frames):
+        rates["raw_decoder"] = video_rate(source, seconds)
+    return rates
+
+
+def video_rate(source: videos.Frames, seconds: float) -> float:
+    """Frames a second of a core on which FFmpeg decodes videos from their beginnings, to RGB."""
+    frames, start = 0, time.thread_time()
+    for video in itertools.cycle(source.videos):
+        with videos.open_video(os.path.join(source.root, video.path)) as (container, stream):
+            for frame in container.decode(stream):
+                frame.to_ndarray(format="rgb24")
+                frames += 1
+                if time.thread_time() - start > seconds:
+                    return frames / (time.thread_time() - start)
+    return math.nan
+
+
+def time_stream(bench: PretrainBench, name: str, stream: pipeline.TrainBatches) -> Iterator[Row]:
+    """Batches as training reads them, and on their way to the devices."""
+    size, last = bench.setup.train.batch_size, None
+    for _ in range(bench.setup.data.prefetch + 1):  # what is ready already says nothing of the rate
+        last = next(stream)
+    start, cores, batches = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() - start < bench.seconds or batches < 3:
+        last = next(stream)
+        batches += 1
+    elapsed, cores = time.perf_counter() - start, time.process_time() - cores
+    stream.close()
+    yield f"data/{name}/rate", batches * size / elapsed, "examples/s"
+    if not bench.setup.data.workers:  # the clock of this process does not run for others
+        yield f"data/{name}/rate_per_core", batches * size / cores, "examples/s"
+    place = lambda: mesh_lib.shard_batch({name: last[name]}, bench.mesh)
+    yield f"data/{name}/to_device", size / timed(place, min(bench.seconds, 1.0)), "examples/s"
+
+
+def measure_overlap(bench: PretrainBench) -> Iterator[Row]:
+    """Reading and training at once, as in a run, and how long a step waits for its batch."""
     setup = bench.setup
     streams = pretrain.open_batches(setup, pretrain.open_data(setup))
     size = setup.train.batch_size
     read = lambda: {name: next(stream)[name] for name, stream in streams.items()}
-    yield "data/rate", size / timed(read, bench.seconds), "examples/s"
     step, waiting, start, steps = bench.step, 0.0, time.perf_counter(), 0
     while time.perf_counter() - start < bench.seconds or steps < 3:
         before = time.perf_counter()
@@ -181,8 +266,8 @@ def measure_data(bench: PretrainBench) -> Iterator[Row]:
     elapsed = time.perf_counter() - start
     for stream in streams.values():
         stream.close()
-    yield "data/rate_with_step", steps * size / elapsed, "examples/s"
-    yield "data/wait_share", 100 * waiting / elapsed, "%"
+    yield "overlap/rate", steps * size / elapsed, "examples/s"
+    yield "overlap/wait_share", 100 * waiting / elapsed, "%"
 
 
 def measure_selection(bench: PretrainBench) -> Iterator[Row]:
@@ -417,12 +502,68 @@ def measure_loop(bench: DQNBench) -> Iterator[Row]:
     yield "loop/environment_wait_share", 100 * watch.seconds["environment"] / seconds, "%"
 
 
+# --- DeepFake classification
+
+
+class DeepfakeBench:
+    """A classifier as its config has it, and a batch of noise on the device."""
+
+    def __init__(self, setup: deepfake.Setup, seconds: float):
+        self.setup, self.seconds = setup, seconds
+        mesh = mesh_lib.make()
+        state = deepfake.create_state(setup, jax.random.PRNGKey(setup.seed))
+        self.state = mesh_lib.replicate(state, mesh)
+        rng, size = np.random.default_rng(0), setup.train.batch_size
+        images = rng.integers(0, 256, (size, setup.data.size, setup.data.size, 3), np.uint8)
+        labels = rng.integers(0, 2, size, np.int32)
+        self.batch = mesh_lib.shard_batch({"image": images, "label": labels}, mesh)
+
+    def rows(
+        self, part: str, function: Callable, *inputs: Any, donate: tuple[int, ...] = ()
+    ) -> Iterator[Row]:
+        """What a function of the state and others takes; the first of its results is the next state."""
+        size = self.setup.train.batch_size
+        start = time.perf_counter()
+        compiled = jax.jit(function, donate_argnums=donate).lower(self.state, *inputs).compile()
+        yield f"{part}/compile", time.perf_counter() - start, "s"
+        flops = product_flops(jax.make_jaxpr(function)(self.state, *inputs).jaxpr)
+
+        def once():
+            state, result = compiled(self.state, *inputs)
+            self.state = state if donate else self.state
+            return result
+
+        seconds = timed(once, self.seconds)
+        yield f"{part}/time", seconds, "s"
+        yield f"{part}/rate", size / seconds, "images/s"
+        yield f"{part}/flops_per_image", flops / size / 1e9, "GFLOP"
+        share = flops / seconds / matrix_rate(self.seconds) / jax.device_count()
+        yield f"{part}/share_of_matrix_rate", 100 * share, "%"
+
+
+def measure_training(bench: DeepfakeBench) -> Iterator[Row]:
+    """The training step alone."""
+    step = functools.partial(deepfake.train_step, bench.setup)
+    yield from bench.rows("training", step, bench.batch, donate=(0,))
+
+
+def measure_inference(bench: DeepfakeBench) -> Iterator[Row]:
+    """Probabilities of stored frames."""
+    setup = bench.setup
+
+    def infer(state, images):
+        return None, deepfake.probabilities(setup, pretrain.variables_of(state), images)
+
+    yield from bench.rows("inference", infer, bench.batch["image"])
+
+
 # --- The door
 
 PRETRAIN_PARTS = {
     "machine": measure_machine,
     "step": measure_step,
     "data": measure_data,
+    "overlap": measure_overlap,
     "selection": measure_selection,
     "permutations": measure_permutations,
 }
@@ -434,9 +575,15 @@ DQN_PARTS = {
     "learning": measure_learning,
     "loop": measure_loop,
 }
+DEEPFAKE_PARTS = {
+    "machine": measure_machine,
+    "training": measure_training,
+    "inference": measure_inference,
+}
 EXPERIMENTS = {
     "pretrain": (pretrain.setup_from_config, PretrainBench, PRETRAIN_PARTS),
     "dueling_dqn": (dueling_dqn.setup_from_config, DQNBench, DQN_PARTS),
+    "deepfake": (deepfake.setup_from_config, DeepfakeBench, DEEPFAKE_PARTS),
 }
 
 

@@ -44,9 +44,15 @@ def test_every_part_is_measured(atari_tiny_dir, tmp_path):
         "step/compile",
         "step/time",
         "step/rate",
-        "data/rate",
-        "data/rate_with_step",
-        "data/wait_share",
+        "data/image/read",
+        "data/image/raw_decoder",
+        "data/image/decode",
+        "data/image/share_of_raw_decoder",
+        "data/image/rate",
+        "data/image/rate_per_core",
+        "data/image/to_device",
+        "overlap/rate",
+        "overlap/wait_share",
         "selection/spatial/look",
         "selection/share_of_training",
         "permutations/1000 over 10, all",
@@ -56,7 +62,7 @@ def test_every_part_is_measured(atari_tiny_dir, tmp_path):
         assert row["value"] >= 0, name
         assert f"{name} " in done.stdout
         assert f" {row['unit']}" in done.stdout
-    assert rows["data/wait_share"]["value"] <= 100
+    assert rows["overlap/wait_share"]["value"] <= 100
     assert result["config"]["spatial"]["permutations"]["num"] == 20
     assert result["versions"].keys() >= {"python", "jax"}
     assert result["device"] in done.stdout.replace("\n", " ")
@@ -111,6 +117,22 @@ def test_every_part_of_dueling_dqn_is_measured(tmp_path):
     # An update in 4 agent steps; the loop may end between two updates.
     assert 0.249 <= value["loop/updates"] / value["loop/rate"] <= 0.301
     assert sum(value[name] for name in value if name.startswith("loop/") and name.endswith("share")) <= 100
+
+
+def test_training_and_inference_of_a_classifier_are_measured(tmp_path):
+    file = tmp_path / "numbers.json"
+    done = benchmark(tmp_path, "--seconds=0.05", f"--json={file}", config="deepfake")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text())["rows"]
+    parts = ("compile", "time", "rate", "flops_per_image", "share_of_matrix_rate")
+    assert rows.keys() == {"machine/float32_matrix_rate"} | {
+        f"{name}/{part}" for name in ("training", "inference") for part in parts
+    }
+    value = {name: row["value"] for name, row in rows.items()}
+    assert all(math.isfinite(number) and number > 0 for number in value.values())
+    # Batches of 8. Backwards takes about twice as much as forwards.
+    assert value["training/rate"] == pytest.approx(8 / value["training/time"])
+    assert 2 < value["training/flops_per_image"] / value["inference/flops_per_image"] < 5
 
 
 def dqn_bench(**overrides) -> DQNBench:

@@ -90,6 +90,22 @@ def test_originals_and_what_is_blended_in_come_from_different_streams_of_one_gam
         assert origin(fake["donor"]) not in originals
 
 
+def test_more_originals_than_streams_are_of_other_frames(tmp_path, atari_tiny_dir):
+    """Streams of 40 frames are cut in two: 34 originals and what is blended in share no frame."""
+    data = sources.make(name="atari_frames/tiny", data_dir=atari_tiny_dir)
+    opened = {split: data.open(split, ("game", "episode", "step")) for split in sources.SPLITS}
+    streams = manipulated_clips.find_streams(opened)
+    assert manipulated_clips.enough_streams(streams, 16, 8) == streams
+    excerpts = manipulated_clips.enough_streams(streams, 34, 4)
+    frames = lambda parts: sorted((part.split, i) for part in parts for i in range(part.start, part.stop))
+    assert frames(excerpts) == frames(streams)
+    assert len(excerpts) == 2 * len(streams) == 36
+    originals, donors = manipulated_clips.choose_streams(excerpts, 34, np.random.default_rng(0))
+    used = [*originals, *(part for parts in donors.values() for part in parts)]
+    assert len(frames(used)) == len(set(frames(used)))
+    assert all(donors.values())
+
+
 def test_fakes_and_originals_differ_only_where_a_region_is(read):
     clips, values = videos(read), read.contents.values
     for original in range(12):
@@ -255,6 +271,7 @@ def test_wandering_is_smooth_and_stays_within():
         ({"seed": -1}, "seed is -1"),
         ({"source": "imagenet2012"}, "must be atari_frames"),
         ({"num_originals": 17}, "more than the 16 that 18 streams of 2 games allow"),
+        ({"num_originals": 99, "frames": 4}, r"more than the \d+ that \d+ streams of 2 games allow"),
         ({"num_originals": 1, "frames": 41}, "frames=41"),
     ],
 )

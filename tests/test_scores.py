@@ -74,3 +74,42 @@ def test_what_is_no_number_is_refused(score):
 
 def test_confident_and_wrong_is_finite():
     assert scores.log_loss(np.array([1]), np.array([0.0])) == pytest.approx(-np.log(1e-15))
+
+
+# Three videos: 5 (two frames of class 1), 6 and 8 (one frame each, of classes 0 and 1).
+FRAMES = scores.Answers(
+    label=np.array([1, 0, 1, 1]), video=np.array([5, 6, 5, 8]), probability=np.array([0.9, 0.2, 0.3, 0.4])
+)
+
+
+def test_frames_and_videos_are_scored_apart():
+    assert scores.of_frames(FRAMES)["accuracy"] == 2 / 4
+    assert scores.of_frames(FRAMES)["auc"] == 1
+    of_videos = scores.of_videos(FRAMES)  # 0.6, 0.2 and 0.4
+    assert of_videos["accuracy"] == pytest.approx(2 / 3)
+    expected = -(np.log(0.6) + np.log(0.8) + np.log(0.4)) / 3
+    assert of_videos["log_loss"] == pytest.approx(expected)
+    assert "auc" not in scores.two_classes(np.array([1, 1]), np.array([0.2, 0.7]))
+
+
+def test_what_classes_are_taken_for():
+    assert scores.confusion(FRAMES) == [[1, 0], [2, 1]]
+    curve = scores.calibration_curve(FRAMES, bins=2)
+    assert curve["count"] == [3, 1]
+    assert curve["share"] == pytest.approx([2 / 3, 1])
+    assert curve["probability"] == pytest.approx([0.3, 0.9])
+
+
+def test_the_majority_is_that_of_training():
+    label = np.array([0, 0, 0, 1])
+    assert scores.majority_accuracy(label, np.array([1, 1, 0])) == 1 / 4
+    assert scores.majority_accuracy(label, np.array([0, 1, 0])) == 3 / 4
+
+
+@pytest.mark.parametrize(("right", "stuck"), [(50, True), (60, True), (61, False), (100, False)])
+def test_chance_reaches_two_standard_errors_up(right, stuck):
+    """Of 100 videos half are of class 1: the error is 0.05. That each has two frames makes it no smaller."""
+    label = np.arange(100) % 2
+    probability = np.where(np.arange(100) < right, label, 1 - label).astype(float)
+    answers = scores.Answers(np.tile(label, 2), np.tile(np.arange(100), 2), np.tile(probability, 2))
+    assert scores.is_at_chance(answers, 0.5) is stuck

@@ -224,7 +224,7 @@ def test_unknown_layers_name_the_closest(small_network):
         list(smoothgrad.parameter_randomisation(*small_network, ["head", "encoder/conv4"]))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 9))
 def test_rank_correlation_is_spearmans(seed, levels):
     rng = np.random.default_rng(seed)
@@ -280,3 +280,19 @@ def test_blurred_pictures_are_convolved_with_a_gaussian():
     expected = ndimage.gaussian_filter(images, (0, 3, 3, 0), mode="reflect", truncate=2)
     np.testing.assert_allclose(smoothgrad.blurred(images, 3.0), expected, rtol=1e-4)
     np.testing.assert_allclose(smoothgrad.blurred(np.ones((1, 4, 4, 1))), 1, rtol=1e-5)
+
+
+def test_all_heats_are_those_of_single_maps():
+    about = (QUADRATIC, IMAGES, TARGET)
+    found = smoothgrad.all_heats(*about, KEY, samples=5, noise=0.2, steps=4, chunk=2)
+    noisy = smoothgrad.noisy_gradients(*about, KEY, samples=5, noise=0.2, chunk=2)
+    maps = {
+        "squares": noisy.mean_square,
+        "mean": noisy.mean,
+        "variance": noisy.variance,
+        "integrated": smoothgrad.integrated_gradients(*about, 0 * GREY, steps=4, chunk=2),
+        "gradient": smoothgrad.gradient(*about),
+    }
+    assert found.keys() == maps.keys()
+    for name, of_kind in maps.items():
+        np.testing.assert_allclose(found[name], np.abs(of_kind).sum(-1), rtol=1e-6, err_msg=name)

@@ -23,6 +23,7 @@ Reinhard et al., "Color Transfer between Images", 2001, in RGB.
 
 import dataclasses
 import io
+import itertools
 import json
 import os
 import shutil
@@ -105,7 +106,9 @@ def build(
     """Writes the stand-in, or leaves it as it is if it is there with the same settings (about a minute).
 
     The original clips come from different streams of `atari_frames`, of all its splits, evenly from its
-    games; what is blended in comes from the streams that are left. Networks pre-trained on `atari_frames`
+    games; what is blended in comes from the streams that are left. If more are asked for than there are
+    streams, each stream is cut into excerpts that count as streams: then several originals, and what is
+    blended in, may be of one player, though never of the same frames. Networks pre-trained on `atari_frames`
     have thus seen most of its frames, without labels.
 
     The directory appears whole or not at all. Of several processes one builds, and the others wait for it.
@@ -203,7 +206,8 @@ def _write(directory: str, settings: dict[str, Any], data_dir: str | None) -> No
     rng = np.random.default_rng(settings["seed"])
     clips = sources.make(name=settings["source"], data_dir=data_dir)
     opened = {split: clips.open(split, ("game", "episode", "step")) for split in sources.SPLITS}
-    originals, donors = choose_streams(find_streams(opened), settings["num_originals"], rng)
+    streams = enough_streams(find_streams(opened), settings["num_originals"], frames)
+    originals, donors = choose_streams(streams, settings["num_originals"], rng)
     names = random_names(settings["num_originals"] * (1 + fakes), rng)
     children = rng.spawn(len(originals))
     jobs = [
@@ -271,6 +275,24 @@ def find_streams(opened: dict[str, sources.Source]) -> list[Stream]:
                 streams += [Stream(key[0], split, begin, index)] if key else []
                 begin, key = index, new
     return streams
+
+
+def enough_streams(streams: Sequence[Stream], num_originals: int, frames: int) -> list[Stream]:
+    """Returns streams, cut into as few equal excerpts as give `num_originals` and what is blended in.
+
+    Excerpts hold at least three clips of `frames`; where that is not enough, `choose_streams` says so.
+    """
+    games = {stream.game for stream in streams}
+    fewest = min(sum(stream.game == game for stream in streams) for game in games)
+    parts = -(-(-(-num_originals // len(games)) + 1) // fewest)
+    shortest = min(stream.stop - stream.start for stream in streams)
+    parts = min(parts, max(1, shortest // (3 * frames)))
+    cuts = lambda stream: np.linspace(stream.start, stream.stop, parts + 1).astype(int).tolist()
+    return [
+        dataclasses.replace(stream, start=start, stop=stop)
+        for stream in streams
+        for start, stop in itertools.pairwise(cuts(stream))
+    ]
 
 
 def choose_streams(

@@ -3,8 +3,9 @@
 Scores of frames and of videos are different numbers: `video_scores` makes the second kind out of the first.
 """
 
+import dataclasses
+
 import numpy as np
-from sklearn.metrics import f1_score, recall_score
 
 from ssl_jax.runtime.errors import InputError
 
@@ -22,6 +23,8 @@ def classification(labels: np.ndarray, predictions: np.ndarray) -> dict[str, flo
       "accuracy"; "balanced_accuracy", the mean over classes of the share of a class that is found; and
       "macro_f1", the mean over classes of F1. Classes are those that occur among the labels.
     """
+    from sklearn.metrics import f1_score, recall_score  # here: it takes two seconds at every start
+
     over = {"labels": np.unique(labels), "average": "macro", "zero_division": 0}
     return {
         "accuracy": float(np.mean(labels == predictions)),
@@ -107,6 +110,89 @@ def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int =
     which = np.minimum((probabilities * bins).astype(int), bins - 1)
     surplus = np.bincount(which, weights=probabilities - positive, minlength=bins)
     return float(np.abs(surplus).sum() / len(positive))
+
+
+# --- Two classes, on frames of videos
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """What a classifier says of N frames.
+
+    Attributes:
+      label: int [N], 0 or 1.
+      video: int [N], of which video a frame is.
+      probability: float [N], of class 1.
+    """
+
+    label: np.ndarray
+    video: np.ndarray
+    probability: np.ndarray
+
+
+def two_classes(label: np.ndarray, probability: np.ndarray) -> dict[str, float]:
+    """All scores of probabilities of class 1, the arguments of `log_loss`.
+
+    Returns:
+      "accuracy" (at a probability of 0.5), "log_loss", "calibration_error"; "auc" where both classes occur.
+    """
+    found = {
+        "accuracy": float(np.mean((probability > 0.5) == (label == 1))),
+        "log_loss": log_loss(label, probability),
+        "calibration_error": calibration_error(label, probability),
+    }
+    return found | ({"auc": auc(label, probability)} if len(np.unique(label)) == 2 else {})
+
+
+def of_frames(answers: Answers) -> dict[str, float]:
+    """`two_classes` of single frames."""
+    return two_classes(answers.label, answers.probability)
+
+
+def of_videos(answers: Answers) -> dict[str, float]:
+    """`two_classes` of videos, whose probability is the mean over their frames."""
+    _, label = video_scores(answers.label, answers.video)
+    _, probability = video_scores(answers.probability, answers.video)
+    return two_classes(label.round().astype(int), probability)
+
+
+def majority_accuracy(label: np.ndarray, train_label: np.ndarray) -> float:
+    """Accuracy, on labels of 0 and 1, of always giving the class that is more frequent in training."""
+    return float(np.mean(label == np.bincount(train_label, minlength=2).argmax()))
+
+
+def is_at_chance(answers: Answers, majority: float) -> bool:
+    """Whether the accuracy on frames is at most two standard errors above that of the majority class.
+
+    Frames of a video are much alike, so that not they but videos are counted as independent.
+    """
+    videos = len(np.unique(answers.video))
+    error = np.sqrt(majority * (1 - majority) / videos)
+    return bool(of_frames(answers)["accuracy"] <= majority + 2 * error)
+
+
+def confusion(answers: Answers) -> list[list[int]]:
+    """How many frames of class 0 and 1 (rows) were taken for class 0 and 1 (columns)."""
+    counts = np.zeros((2, 2), int)
+    np.add.at(counts, (answers.label.astype(int), (answers.probability > 0.5).astype(int)), 1)
+    return counts.tolist()
+
+
+def calibration_curve(answers: Answers, bins: int = 10) -> dict[str, list[float]]:
+    """Of frames in bins of equal width by their probability; bins without frames are left out.
+
+    Returns:
+      For each bin the mean "probability", the "share" of class 1, and the "count" of frames.
+    """
+    which = np.minimum((answers.probability * bins).astype(int), bins - 1)
+    count = np.bincount(which, minlength=bins)
+    there = count > 0
+    mean = lambda values: (np.bincount(which, weights=values, minlength=bins)[there] / count[there]).tolist()
+    return {
+        "probability": mean(answers.probability),
+        "share": mean(answers.label),
+        "count": count[there].tolist(),
+    }
 
 
 def _checked(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:

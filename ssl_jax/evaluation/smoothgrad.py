@@ -140,6 +140,42 @@ def integrated_gradients(
     )
 
 
+def all_heats(
+    logits: Logits,
+    images: jax.Array,
+    target: jax.Array,
+    key: jax.Array,
+    *,
+    samples: int,
+    noise: float,
+    steps: int,
+    chunk: int,
+) -> dict[str, jax.Array]:
+    """How much each pixel matters by every kind of map.
+
+    Args:
+      logits: see the module.
+      images: float [N, H, W, C], as the network wants them; integrated gradients begin at zero.
+      target: int [N], the logit in question.
+      key, samples, noise: see `noisy_gradients`.
+      steps: of integrated gradients.
+      chunk: copies of each picture at a time.
+
+    Returns:
+      "squares", "mean", "variance", "integrated" and "gradient" -> float32 [N, H, W].
+    """
+    noisy = noisy_gradients(logits, images, target, key, samples=samples, noise=noise, chunk=chunk)
+    nothing = jnp.zeros((1,) * images.ndim)
+    maps = {
+        "squares": noisy.mean_square,
+        "mean": noisy.mean,
+        "variance": noisy.variance,
+        "integrated": integrated_gradients(logits, images, target, nothing, steps=steps, chunk=chunk),
+        "gradient": gradient(logits, images, target),
+    }
+    return {name: heat(of_kind) for name, of_kind in maps.items()}
+
+
 def heat(maps: jax.Array) -> jax.Array:
     """How much each pixel matters: maps [N, H, W, C] -> [N, H, W], sums of absolute values over channels."""
     return jnp.abs(maps).sum(-1)

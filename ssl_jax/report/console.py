@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ssl_jax.report import page, playing, pretraining
+from ssl_jax.report import classifying, page, playing, pretraining
 
 
 def print_results(workdir: str | Path, console: Console | None = None) -> None:
@@ -23,6 +23,8 @@ def print_results(workdir: str | Path, console: Console | None = None) -> None:
     console = console or Console()
     if run.experiment == "dueling_dqn":
         console.print(_scores(run))
+    elif run.experiment == "deepfake":
+        console.print(classifying.table(run))
     else:
         console.print(_numbers(run))
         if pretraining.probe_means(run):

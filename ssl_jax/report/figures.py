@@ -257,6 +257,86 @@ def parts(parts: np.ndarray, labels: np.ndarray) -> Figure:
 
 
 @_styled
+def views(images: np.ndarray, views: np.ndarray, titles: Sequence[str]) -> Figure:
+    """Frames as they are stored, and beside each what a network saw of it.
+
+    Args:
+      images: uint8 [n, H, W, 3].
+      views: float [n, m, h, w, 3], in any scale: each row is stretched for display.
+      titles: [n], what is written above each.
+    """
+    height, width = images.shape[1:3]
+    rows = []
+    for image, seen in zip(images, views, strict=True):
+        seen = [_resized(view, (height, width)) for view in _stretch(np.asarray(seen, np.float32))]
+        rows.append(_mosaic(np.stack([image / 255, *seen]), len(seen) + 1, gap=4))
+    columns = min(2, len(rows))
+    lines = -(-len(rows) // columns)
+    inch = 2.05 * WIDTH / columns  # of a row
+    aspect = rows[0].shape[0] / rows[0].shape[1]
+    figure = Figure(figsize=(2.05 * WIDTH, lines * (inch * aspect + 0.27)))
+    for axes in (places := figure.subplots(lines, columns, squeeze=False).ravel()):
+        axes.set_axis_off()
+    for axes, row, title in zip(places, rows, titles, strict=False):
+        axes.imshow(row, interpolation="nearest")
+        axes.set_title(title, fontsize=8.5, pad=3)
+    return figure
+
+
+@_styled
+def attributions(images: np.ndarray, maps: Mapping[str, np.ndarray], titles: Sequence[str]) -> Figure:
+    """Pictures, one a row, and over each of them in grey how much every pixel matters to an answer.
+
+    The warmest colour is the 99th percentile of a map; what matters less than a quarter of that is grey.
+
+    Args:
+      images: uint8 [n, H, W, 3].
+      maps: kind -> float [n, H, W], not negative.
+      titles: [n], what is written beside each picture.
+    """
+    count, height, width = images.shape[:3]
+    inch = 2.05 * WIDTH / (len(maps) + 1)
+    figure = Figure(figsize=(2.05 * WIDTH, count * inch * height / width + 0.27))
+    grid = figure.subplots(count, len(maps) + 1, squeeze=False)
+    for number, (row, image, title) in enumerate(zip(grid, images, titles, strict=True)):
+        for axes in row:
+            axes.set_axis_off()
+        row[0].imshow(image, interpolation="nearest")
+        row[0].text(0.02, 0.02, title, transform=row[0].transAxes, fontsize=7.5, va="bottom",
+                    bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5})  # fmt: skip
+        grey = image.mean(-1) / 255
+        for axes, (kind, values) in zip(row[1:], maps.items(), strict=True):
+            heat = np.clip(values[number] / max(np.percentile(values[number], 99), 1e-30), 0, 1)
+            axes.imshow(0.25 + 0.5 * grey, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=np.clip(1.33 * heat - 0.33, 0, 1))
+            if number == 0:
+                axes.set_title(kind, fontsize=8.5, pad=3)
+    return figure
+
+
+@_styled
+def calibration(probability: Sequence[float], share: Sequence[float], count: Sequence[int]) -> Figure:
+    """What came true of probabilities, bin by bin.
+
+    Args:
+      probability: [K], the mean of each bin.
+      share: [K], how often it came true.
+      count: [K], examples in the bin; the area of its point.
+    """
+    figure = Figure(figsize=(WIDTH, HEIGHT))
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)), label="as said")
+    area = 20 + 180 * np.asarray(count) / max(count)
+    axes.plot(probability, share, color=SERIES[0], linewidth=1.0)
+    axes.scatter(probability, share, s=area, color=SERIES[0], alpha=0.75, linewidths=0, label="frames")
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel("probability of FAKE")
+    axes.set_ylabel("share that is FAKE")
+    return figure
+
+
+@_styled
 def stacks(s: np.ndarray, inputs: np.ndarray | None = None, labels: Sequence[int] | None = None) -> Figure:
     """Frame stacks, one a row, beside what the auxiliary task made of them.
 
@@ -548,6 +628,12 @@ def _stretch(puzzle: np.ndarray) -> np.ndarray:
     """Any scale -> [0, 1], cutting the outermost percent of the values at either end."""
     low, high = np.percentile(puzzle, (1, 99))
     return np.clip((puzzle - low) / max(high - low, 1e-6), 0, 1)
+
+
+def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """[h, w, 3] in [0, 1] at another size, without inventing colours."""
+    rows, columns = (np.arange(n) * m // n for n, m in zip(size, picture.shape, strict=False))
+    return picture[rows][:, columns]
 
 
 def _mosaic(pictures: np.ndarray, columns: int, *, gap: int) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Builds `report.html`, the page about one run, from the run's work directory and nothing else.
 
 Here is what every page shares: reading a run, the pieces of HTML and the style. What a page says is in
-`pretraining`, `judging` and `playing`, one module a kind of experiment; `comparison` and `sweep` are about
-several runs.
+`pretraining`, `judging`, `playing` and `classifying`, one module a kind of experiment; `comparison` and
+`sweep` are about several runs.
 
 The page is one file: pictures are inlined, there are no scripts, and nothing is loaded from
 anywhere, so that it can be mailed, archived and opened years later. A run that has not finished
@@ -167,12 +167,13 @@ def build(workdir: str | Path) -> Path:
       InputError: there is no such directory, it holds no run or one of an experiment that has no page, or
         one of its files is damaged.
     """
-    from ssl_jax.report import judging, playing, pretraining  # Here: all are made of this module's pieces.
+    from ssl_jax.report import classifying, judging, playing, pretraining  # Here: all use this module.
 
     pages = {
         "pretrain": (pretraining.summary, pretraining.SECTIONS),
         "dueling_dqn": (playing.summary, playing.SECTIONS),
         "evaluate": (judging.summary, judging.SECTIONS),
+        "deepfake": (classifying.summary, classifying.SECTIONS),
     }
     run = read(workdir)
     check_known("experiment", run.experiment, pages)

@@ -1,4 +1,4 @@
-"""Several runs of pre-training in one table and on one page, with intervals over seeds: what a sweep found.
+"""Several runs in one table and on one page, with intervals over seeds: what a sweep found.
 
 A sweep's work directory holds `sweep.json`, which `launch.sweep` writes, and a directory for each run.
 Only runs that have finished count, so that a sweep which goes on can be looked at as well:
@@ -23,7 +23,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy import special
 
-from ssl_jax.report import figures, page
+from ssl_jax.report import classifying, figures, page
 from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime import files, metrics
 from ssl_jax.runtime.errors import InputError
@@ -32,7 +32,10 @@ SWEEP_FILE = "sweep.json"
 TABLE_FILE = "table.json"
 MARKDOWN_FILE = "table.md"
 INTERVAL = "95 % Student's t interval of the mean over seeds"
-_SHOWN = re.compile(r"val/\w+/(worst_group_)?accuracy|retrieval/state/top1|time/policy_overhead")
+_SHOWN = re.compile(
+    r"val/\w+/(worst_group_)?accuracy|retrieval/state/top1|time/policy_overhead"
+    r"|test/(frame|video)/(accuracy|auc)|test/frame/(log_loss|majority)"
+)
 
 
 class Entry(NamedTuple):
@@ -102,6 +105,11 @@ class Sweep:
     def first(self) -> Entry | None:
         """The first run that counts."""
         return next((entry for entry in self.entries if entry.run), None)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the runs classify videos; else they pre-train."""
+        return bool(self.runs) and self.first.run.experiment == "deepfake"
 
     @property
     def runs(self) -> list[page.Run]:
@@ -240,6 +248,8 @@ def numbers(run: page.Run) -> dict[str, float]:
         found["probe/trained"] = f1["trained"]
         if page.is_finite(f1.get("random")):
             found["probe/trained_minus_random"] = f1["trained"] - f1["random"]
+    if stuck := run.part("stuck_at_chance"):
+        found["stuck_at_chance"] = float(stuck["test"])
     found["wall_seconds"] = run.results.get("wall_seconds")
     return {name: value for name, value in found.items() if page.is_finite(value)}
 
@@ -247,7 +257,7 @@ def numbers(run: page.Run) -> dict[str, float]:
 def measures(runs: Sequence[page.Run]) -> list[Measure]:
     """The columns of the table: every number that one of the runs has."""
     names = dict.fromkeys(name for run in runs for name in numbers(run))
-    kinds = ("val/", "probe/", "retrieval/", "time/", "wall_seconds")
+    kinds = ("val/", "test/", "stuck_at_chance", "probe/", "retrieval/", "time/", "wall_seconds")
     return [_measure(name) for kind in kinds for name in names if name.startswith(kind)]
 
 
@@ -256,10 +266,13 @@ def _measure(name: str) -> Measure:
         "probe/trained": Measure(name, "probe F1", "", 1, 3),
         "probe/trained_minus_random": Measure(name, "probe F1, trained − random", "", 1, 3),
         "time/policy_overhead": Measure(name, "policy's extra time", "%", 100, 1),
+        "stuck_at_chance": Measure(name, "seeds at chance on test", "%", 100, 0),
         "wall_seconds": Measure(name, "wall time", "s", 1, 0),
     }
     if name in special_cases:
         return special_cases[name]
+    if name.endswith(("/auc", "/log_loss")):
+        return Measure(name, page.readable(name.replace("/", " ")).replace("auc", "AUC"), "", 1, 3)
     words = name.removeprefix("val/").replace("worst_group_accuracy", "worst group").replace("top1", "top-1")
     return Measure(name, page.readable(words.replace("/", " ")), "%", 100, 1)
 
@@ -370,12 +383,15 @@ def markdown(sweep: Sweep, found: Mapping[str, Any]) -> str:
     lines = [f"# {sweep.title}", "", _lead(sweep), ""]
     if sweep.command:
         lines += ["```sh", sweep.command, "```", ""]
-    lines += [f"{_alike(sweep)} In parentheses: {INTERVAL}.", ""]
+    lines += [f"{_alike(sweep)} {_what_is_measured(sweep)} In parentheses: {INTERVAL}.", ""]
     lines += _markdown_table(sweep, columns, found["rows"], "measures")
     differing = [row for row in found["rows"] if row["difference_to_baseline"]]
     if differing:
-        lines += ["", f"## Difference to {sweep.baseline}", "", _how_paired(sweep, differing), ""]
+        lines += ["", f"## {_difference_title(sweep)}", "", _how_paired(sweep, differing), ""]
         lines += _markdown_table(sweep, columns, differing, "difference_to_baseline")
+    if waiting := _without_results(sweep):
+        lines += ["", "## Runs without results", ""]
+        lines += [f"- {entry.name}: {'; '.join(_last_words(sweep, entry)[-1:])}" for entry in waiting]
     return "\n".join(lines) + "\n"
 
 
@@ -416,6 +432,29 @@ def _lead(sweep: Sweep) -> str:
     return f"{' × '.join(sizes)}: {len(sweep.entries)} runs, {finished}"
 
 
+def _what_is_measured(sweep: Sweep) -> str:
+    """What the numbers are of."""
+    if not sweep.classifies:
+        return (
+            "Accuracy is that on validation puzzles over all classes (permutations); the worst group holds "
+            "the hardest of them."
+        )
+    data = {run.config.get("data", {}).get("name") for run in sweep.runs}
+    stand_in = f"{classifying.STAND_IN} " if "manipulated_clips" in data else ""
+    return (
+        f"{stand_in}Scores are of single test frames and, by the mean over their frames, of test videos; the "
+        "seed decides the splits as well."
+    )
+
+
+def _difference_title(sweep: Sweep) -> str:
+    values = dict.fromkeys(entry.values[sweep.axes[-1]] for entry in sweep.entries)
+    others = [value for value in values if value != sweep.baseline]
+    if sweep.classifies and len(others) == 1:
+        return f"{others[0]} minus {sweep.baseline}"
+    return f"Difference to {sweep.baseline}"
+
+
 def _alike(sweep: Sweep) -> str:
     """What all runs share, as sentences."""
     facts = []
@@ -445,6 +484,8 @@ def _how_paired(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
         f"Each run minus that of {sweep.axes[-1]} {sweep.baseline} with the same seed and all else equal: "
         "mean and interval over these pairs. "
     )
+    if sweep.classifies and sweep.axes[-1] == "split":
+        sentence += "What easier splits are better by is leakage: frames of test videos were learned from. "
     if not cells:
         return f"{sentence}One pair has no interval."
     clear = sum(map(leaves_zero_out, cells))
@@ -461,11 +502,12 @@ def render(sweep: Sweep) -> str:
     """The page about several runs; its figures are written as PNG files too."""
     found = table(sweep)
     summary = f"<p class=lead>{page.escape(_lead(sweep))}</p>{''.join(_notices(sweep))}"
+    choices = () if sweep.classifies else _choices(sweep)
     sections = [
         ("table", "Results", "".join(_table(sweep, found))),
-        ("differences", f"Difference to {page.escape(sweep.baseline)}", "".join(_differences(sweep, found))),
+        ("differences", page.escape(_difference_title(sweep)), "".join(_differences(sweep, found))),
         ("curves", "Training", "".join(_curves(sweep))),
-        ("choices", "What each player chose", "".join(_choices(sweep))),
+        ("choices", "What each player chose", "".join(choices)),
         ("configs", "Where the configurations differ", "".join(_configs(sweep, found))),
         ("repeat", "Repeat these runs", "".join(_repeat(sweep))),
     ]
@@ -473,8 +515,7 @@ def render(sweep: Sweep) -> str:
 
 
 def _notices(sweep: Sweep) -> Iterator[str]:
-    missing = [entry for entry in sweep.entries if not (entry.run and entry.run.results)]
-    if missing:
+    if missing := _without_results(sweep):
         listed = "".join(_missing(sweep, entry) for entry in missing)
         yield (
             f"<p class=notice>{len(missing)} of {len(sweep.entries)} runs have no results: they failed, or "
@@ -490,9 +531,18 @@ def _notices(sweep: Sweep) -> Iterator[str]:
             )
 
 
-def _missing(sweep: Sweep, entry: Entry) -> str:
+def _without_results(sweep: Sweep) -> list[Entry]:
+    return [entry for entry in sweep.entries if not (entry.run and entry.run.results)]
+
+
+def _last_words(sweep: Sweep, entry: Entry) -> list[str]:
+    """The last lines that a run printed."""
     log = sweep.logs / f"{entry.name}.txt" if sweep.logs else None
-    lines = log.read_text(errors="replace").splitlines()[-3:] if log and log.is_file() else []
+    return log.read_text(errors="replace").splitlines()[-3:] if log and log.is_file() else []
+
+
+def _missing(sweep: Sweep, entry: Entry) -> str:
+    lines = _last_words(sweep, entry)
     said = f"<pre><code>{page.escape(chr(10).join(lines))}</code></pre>" if lines else ""
     return f"<p>{page.escape(entry.name)}</p>{said}"
 
@@ -502,9 +552,8 @@ def _table(sweep: Sweep, found: Mapping[str, Any]) -> Iterator[str]:
         yield "<p class=missing>No run has finished yet.</p>"
         return
     yield (
-        f"<p>{page.escape(_alike(sweep))} Means over seeds; small, the {page.escape(INTERVAL)}. Accuracy is "
-        "that on validation puzzles over all classes (permutations); the worst group holds the hardest of "
-        "them.</p>"
+        f"<p>{page.escape(_alike(sweep))} Means over seeds; small, the {page.escape(INTERVAL)}. "
+        f"{page.escape(_what_is_measured(sweep))}</p>"
     )
     yield _html_table(sweep, found["rows"], "measures")
 
@@ -562,11 +611,12 @@ def _curves(sweep: Sweep) -> Iterator[str]:
     panels = []
     for context, players in sweep.contexts().items():
         logged = {name for runs in players.values() for run in runs for line in run.metrics for name in line}
-        names = sorted(name for name in logged if re.fullmatch(r"val/\w+/accuracy", name))
+        pattern = "val/accuracy" if sweep.classifies else r"val/\w+/accuracy"
+        names = sorted(name for name in logged if re.fullmatch(pattern, name))
         panels += [_curve(sweep, context, players, name) for name in names]
     if any(panels):
         yield (
-            "<p>Accuracy on the validation puzzles beside training: the mean over seeds, in a band from the "
+            "<p>Accuracy on validation examples beside training: the mean over seeds, in a band from the "
             f"lowest seed to the highest.</p><div class=pair>{''.join(panels)}</div>"
         )
     else:
