@@ -41,6 +41,8 @@ FORMATS = "avi,matroska,mov,mp4,webm"
 DELAY = 16  # packets that a decoder may hold back to put frames in order: H.264's most
 HEADER = {"version": 1, "of": "videos"}  # of the manifest; another version is another way to find frames
 TRIED = 4 * DELAY  # packets to decode of a video to see whether its times are in order
+# Notes that are no UTF-8 are no reason to refuse a video; PyAV 19 reads them by itself.
+METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 PROBED = 1000  # videos after which the manifest is written
 PROBES = 8  # videos looked into at once
 
@@ -428,7 +430,7 @@ def open_video(path: str) -> Iterator[tuple[Any, Any]]:
         ValueError: it has no such stream. PyAV raises others.
     """
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-    with av.open(path, options=options, metadata_errors="replace") as container:
+    with av.open(path, options=options, **METADATA) as container:
         covers = av.stream.Disposition.attached_pic
         streams = [
             stream
