@@ -20,8 +20,11 @@ hypothesis.settings.load_profile("untimed")
 @pytest.fixture(scope="session", autouse=True)
 def _compilation_cache(tmp_path_factory):
     """One for all runs of the session, here or started by the command line; the user's own is left alone."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # that of all workers
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("xla")))
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(base / "xla"))
         yield
 
 

@@ -59,13 +59,6 @@ def run_dir(atari_tiny_dir, tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("runs") / "jigsaw", RUN | {"data.data_dir": atari_tiny_dir})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_compilation_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("xla")))
-        yield
-
-
 def setup_of(run_dir, **overrides):
     return evaluate.setup_from_config(load("evaluate.py", {"checkpoint": run_dir} | overrides))
 
