@@ -325,10 +325,22 @@ def test_claim_is_idempotent_and_refuses_another_config(tmp_path):
     assert config.claim_workdir(workdir, example()) == workdir
     before = (workdir / "config.json").read_bytes()
     config.claim_workdir(str(workdir), example())
+    assert [path.name for path in workdir.iterdir()] == ["config.json"]
+    (workdir / "metrics.jsonl").touch()
     with pytest.raises(InputError, match=r"another config: train\.steps: 100 -> 200; choose"):
         config.claim_workdir(workdir, example(steps=200))
     assert (workdir / "config.json").read_bytes() == before
-    assert [path.name for path in workdir.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("left", ["checkpoints/100", "results.json"])
+def test_a_run_that_ended_before_it_had_anything_has_no_claim(tmp_path, left):
+    config.claim_workdir(tmp_path, example())
+    (tmp_path / "checkpoints").mkdir()
+    config.claim_workdir(tmp_path, example(steps=200))
+    assert config.difference(config.read(tmp_path / "config.json"), example(steps=200)) == []
+    (tmp_path / left).touch()
+    with pytest.raises(InputError, match=r"another config: train\.steps: 200 -> 100; choose"):
+        config.claim_workdir(tmp_path, example())
 
 
 def test_claim_refuses_what_it_cannot_use(tmp_path):

@@ -128,6 +128,7 @@ def test_a_run_and_its_refusals(place, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "steps 7 in runs/shuffle-smoke\n", "")
     assert [path.name for path in (place / "runs" / "shuffle-smoke").iterdir()] == ["config.json"]
 
+    (place / "runs" / "shuffle-smoke" / "metrics.jsonl").touch()
     done = run(place, config)
     assert done.returncode == 2
     assert "belongs to another config: train.steps: 7 -> 3; choose another" in done.stderr

@@ -417,7 +417,8 @@ def claim_workdir(workdir: str | Path, config: ConfigDict) -> Path:
     """Makes a work directory the home of one config, or finds that it is already.
 
     Writes `config.json` where there is none. The same config may claim it again (to resume), and
-    no other: not a single key may differ, for then the numbers inside would mix two experiments.
+    no other: not a single key may differ, for then the numbers inside would mix two experiments. A run
+    that ended before it had any numbers, because its data set was missing, say, has no claim left.
 
     Returns:
       The directory, which exists and can be written.
@@ -431,12 +432,11 @@ def claim_workdir(workdir: str | Path, config: ConfigDict) -> Path:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            for name in ("metrics.jsonl", "checkpoints", "results.json"):
-                if (workdir / name).exists():
-                    raise InputError(
-                        f"{workdir} holds {name} but no {CONFIG_FILE}, so nobody knows "
-                        "which config it belongs to; choose another --workdir"
-                    )
+            for name in _left_by_run(workdir):
+                raise InputError(
+                    f"{workdir} holds {name} but no {CONFIG_FILE}, so nobody knows "
+                    "which config it belongs to; choose another --workdir"
+                )
             save(path, config)
             return workdir
         with tempfile.TemporaryFile(dir=workdir):
@@ -444,13 +444,21 @@ def claim_workdir(workdir: str | Path, config: ConfigDict) -> Path:
     except OSError as error:
         raise InputError(f"work directory {workdir} cannot be used: {error.strerror}") from None
     lines = difference(read(path), config)
-    if lines:
+    if lines and not _left_by_run(workdir):
+        save(path, config)
+    elif lines:
         more = f" and {len(lines) - 8} more" if len(lines) > 8 else ""
         raise InputError(
             f"work directory {workdir} belongs to another config: "
             f"{'; '.join(lines[:8])}{more}; choose another --workdir"
         )
     return workdir
+
+
+def _left_by_run(workdir: Path) -> list[str]:
+    """What there is in a work directory that a run has worked for."""
+    files_of_run = [name for name in ("metrics.jsonl", "results.json") if (workdir / name).exists()]
+    return files_of_run + [path.name for path in (workdir / "checkpoints").glob("*")]
 
 
 def save(path: str | Path, config: ConfigDict) -> None:
