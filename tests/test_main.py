@@ -35,6 +35,7 @@ def get_config(arg=None):
 """
 EXPERIMENT = """
 import logging
+import os
 import time
 
 import absl.logging
@@ -50,7 +51,7 @@ def run(config, workdir):
     if config.mode == "bad":
         raise InputError("the permutation file is\\nno permutation")
     if config.mode == "full":
-        open("/dev/full", "w", buffering=1).write("x\\n")
+        os.write(os.open("/dev/full", os.O_WRONLY), b"x")
     if config.mode == "bug":
         raise ValueError("a bug")
     if config.mode == "wait":

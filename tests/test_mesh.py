@@ -162,6 +162,8 @@ def test_compiled_programs_are_found_again_and_give_the_same_bits(tmp_path):
 import jax, jax.numpy as jnp, numpy as np
 from ssl_jax.runtime import mesh
 print(mesh.setup_compilation_cache())
+# All programs, or a slow machine would keep more of them than a fast one.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 step = jax.jit(lambda w, x: w - jax.grad(lambda w: jnp.tanh(jnp.tanh(x @ w) @ w).var())(w))
 w = jax.random.normal(jax.random.PRNGKey(0), (64, 64))
 for i in range(3):
