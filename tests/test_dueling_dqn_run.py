@@ -379,6 +379,7 @@ def test_a_number_that_is_not_finite_stops_the_run(tmp_path):
     assert not (tmp_path / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_two_seeds_give_scores_of_each_and_an_interval(tmp_path):
     overrides = {
         "num_seeds": 2,

@@ -263,6 +263,7 @@ def test_too_many_bad_pictures_stop_the_run(tmp_path, odd_pictures_dir):
 BOTH = f"{runs.ROOT / 'configs' / 'spatiotemporal_rl.py'}:smoke,tasks=both,extra=rotation"
 
 
+@pytest.mark.slow
 def test_a_run_of_several_tasks_goes_on_where_it_was_stopped(tmp_path, little_optimization):
     """Space, time and rotation on one encoder: stopped after a third of the steps, and finished."""
     overrides = NO_PROBE | {"data.image_size": (132, 130), "train.steps": 12, "train.validate_every": 4}
