@@ -38,6 +38,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.encoder = ConfigDict({"name": name} | encoder(name, preset, options.init))
     config.init.name = options.init
     config.data.split = options.split
+    if name in ("alexnet", "caffenet") and preset == "default":
+        config.train.learning_rate = 3e-4  # without BatchNorm, 2e-3 stays at chance
     if options.init == "imagenet":
         config.view.normalise = "caffe" if name == "caffenet" else "imagenet"
     return config
