@@ -41,7 +41,6 @@ from ssl_jax.runtime.errors import InputError
 from ssl_jax.runtime.interruption import StopSignal
 
 SWEEP_FILE = "sweep.json"
-RESULTS_FILE = "results.json"
 LAST_LINES = 8  # of a failed run's output, shown to the person
 
 
@@ -109,7 +108,7 @@ def plan(sweep: Sweep, workdir: Path = Path("runs")) -> list[Run]:
 
     Raises:
       InputError: an axis, value, preset or override that is not known, a baseline that is not on its axis,
-        values or seeds given twice, or runs that do not train alike (config.train differs).
+        values or seeds given twice, or compared runs that do not train alike (config.train differs).
     """
     _check_axes(sweep)
     axes = [*(axis for axis in sweep.axes if axis != sweep.compare), sweep.compare]
@@ -119,7 +118,7 @@ def plan(sweep: Sweep, workdir: Path = Path("runs")) -> list[Run]:
         for seed in sweep.seeds
         for values in combinations
     ]
-    _check_equal_compute(runs)
+    _check_equal_compute(runs, sweep.compare)
     return runs
 
 
@@ -180,9 +179,12 @@ def _make_run(sweep: Sweep, values: Mapping[str, str], seed: int, workdir: Path)
     return Run(name, dict(values), seed, given, config, next(iter(needs), None))
 
 
-def _check_equal_compute(runs: Sequence[Run]) -> None:
-    first, *others = runs
-    for run in others:
+def _check_equal_compute(runs: Sequence[Run], compare: str) -> None:
+    """Runs that are compared, those alike on all axes but `compare`, must also train alike."""
+    firsts = {}
+    for run in runs:
+        others = tuple(value for axis, value in run.values.items() if axis != compare)
+        first = firsts.setdefault(others, run)
         lines = config_lib.difference(_training(first), _training(run))
         if lines:
             raise InputError(
@@ -202,7 +204,7 @@ def lacks(run: Run, workdir: Path) -> bool:
 
 def is_finished(run: Run, workdir: Path) -> bool:
     """Whether the run has its results."""
-    return (workdir / run.name / RESULTS_FILE).exists()
+    return (workdir / run.name / config_lib.RESULTS_FILE).exists()
 
 
 def check_directories(runs: Sequence[Run], workdir: Path) -> None:

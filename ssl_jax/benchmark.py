@@ -40,7 +40,7 @@ from ssl_jax.atari.environments import TimeStep
 from ssl_jax.atari.replay import ReplayState, Transitions
 from ssl_jax.data import clips, pipeline, videos
 from ssl_jax.data.sources import Source
-from ssl_jax.experiments import deepfake, dueling_dqn, pretrain
+from ssl_jax.experiments import deepfake, dueling_dqn, pretrain, training
 from ssl_jax.experiments.tasks import SkillMeter, Task
 from ssl_jax.pretext import permutations
 from ssl_jax.runtime import config as config_lib
@@ -155,7 +155,7 @@ class PretrainBench:
         batches = [batch] * -(-skill.examples // len(pictures))
         meter = SkillMeter(network, task, skill, batches, self.setup.seed)
         look = jax.jit(functools.partial(pretrain.observe, task))
-        variables = pretrain.variables_of(state)
+        variables = training.variables_of(state)
         once = lambda: look(state, meter(variables)) if observe else meter(variables)
         return timed(once, self.seconds)
 
@@ -552,7 +552,7 @@ def measure_inference(bench: DeepfakeBench) -> Iterator[Row]:
     setup = bench.setup
 
     def infer(state, images):
-        return None, deepfake.probabilities(setup, pretrain.variables_of(state), images)
+        return None, deepfake.probabilities(setup, training.variables_of(state), images)
 
     yield from bench.rows("inference", infer, bench.batch["image"])
 

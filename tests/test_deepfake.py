@@ -13,7 +13,7 @@ import runs
 
 from ssl_jax.data import dfdc, manipulated_clips
 from ssl_jax.evaluation import linear_probe, scores
-from ssl_jax.experiments import deepfake, pretrain
+from ssl_jax.experiments import deepfake, training
 from ssl_jax.networks import weights
 from ssl_jax.pretext import augment
 from ssl_jax.report import classifying, page
@@ -375,4 +375,4 @@ def test_the_page_of_a_run_that_goes_on(tmp_path):
 
 def test_sections_are_those_of_pre_training():
     """`deepfake.Train` has all that the optimizer of pre-training asks for."""
-    assert issubclass(deepfake.Train, pretrain.Train)
+    assert issubclass(deepfake.Train, training.Train)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.experiments import pretrain, tasks
+from ssl_jax.experiments import pretrain, tasks, training
 from ssl_jax.pretext import jigsaw
 from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime import mesh as mesh_lib
@@ -174,7 +174,7 @@ def test_every_part_of_a_step_has_the_precision_that_was_asked_for(optimizer, ac
     assert dtypes(after) == dtypes(state)
     assert metrics["loss"].dtype == metrics["spatial/loss"].dtype == jnp.float32
     parts = jnp.zeros((2, 9, 16, 16, 3))
-    answer = lambda state: setup.network.apply(pretrain.variables_of(state), parts, "spatial", train=False)
+    answer = lambda state: setup.network.apply(training.variables_of(state), parts, "spatial", train=False)
     assert jax.eval_shape(answer, state).dtype == jnp.bfloat16
 
 
@@ -259,7 +259,7 @@ def make_meter(setup, batches, **skill):
 def test_skill_is_what_naive_evaluation_finds(setup, trained, devices):
     batches, mesh = held_out(21), mesh_lib.make(devices)
     meter = make_meter(setup, [mesh_lib.shard_batch(batch, mesh) for batch in batches])
-    variables = pretrain.variables_of(mesh_lib.replicate(trained, mesh))
+    variables = training.variables_of(mesh_lib.replicate(trained, mesh))
     evaluation = meter(variables)
     accuracy, ratio = naive_skill(setup, jax.device_get(trained), batches)
     assert 0 < accuracy.mean() < 1
@@ -271,7 +271,7 @@ def test_skill_is_what_naive_evaluation_finds(setup, trained, devices):
 def test_skill_where_every_picture_answers_some_permutations(setup, trained):
     """Row n of a batch answers 5 of 20 permutations: 5 n, ..., 5 n + 4, modulo 20."""
     batches = held_out(16)
-    evaluation = make_meter(setup, batches, classes_per_example=5)(pretrain.variables_of(trained))
+    evaluation = make_meter(setup, batches, classes_per_example=5)(training.variables_of(trained))
     some = lambda row, permutation: (permutation - 5 * row) % NUM < 5
     accuracy, ratio = naive_skill(setup, jax.device_get(trained), batches, some)
     np.testing.assert_allclose(evaluation.accuracy, accuracy, atol=1e-6)
@@ -283,7 +283,7 @@ def test_masked_rows_count_for_nothing(setup, trained):
     noise = np.where(batch["mask"][:, None, None, None], batch["image"], pictures(BATCH, 99))
     (task,) = setup.tasks
     sums = jax.jit(functools.partial(tasks.skill_sums, setup.network, task, task.selection_slice))
-    key, variables = jax.random.key(0), pretrain.variables_of(trained)
+    key, variables = jax.random.key(0), training.variables_of(trained)
     clean = sums(variables, batch, key)
     np.testing.assert_array_equal(clean["count"], 5)
     assert_same(sums(variables, batch | {"image": noise}, key), clean)
@@ -336,7 +336,7 @@ def test_steps_learn_what_the_meter_measures():
     for _ in range(setup.train.steps):
         state, metrics = step(state, {"image": images[:BATCH]})
     assert metrics["accuracy"] == 1
-    np.testing.assert_array_equal(meter(pretrain.variables_of(state)).accuracy, [1, 1])
+    np.testing.assert_array_equal(meter(training.variables_of(state)).accuracy, [1, 1])
 
 
 # --- Learning rate and optimizer
@@ -344,7 +344,7 @@ def test_steps_learn_what_the_meter_measures():
 
 def test_learning_rates_by_hand():
     rates = lambda steps, **train: [
-        float(pretrain.make_schedule(pretrain.Train(**COUNTS | {"steps": 30} | train))(at)) for at in steps
+        float(training.make_schedule(training.Train(**COUNTS | {"steps": 30} | train))(at)) for at in steps
     ]
     assert rates([0, 29], schedule="constant") == pytest.approx([2, 2])
     assert rates([0, 15, 30], schedule="cosine") == pytest.approx([2, 1, 0], abs=1e-6)
@@ -358,8 +358,8 @@ COUNTS = {"steps": 1, "batch_size": 8, "learning_rate": 2.0, "validate_every": 1
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_only_kernels_decay(optimizer):
-    train = pretrain.Train(**COUNTS, optimizer=optimizer, schedule="constant", weight_decay=0.01)
-    update = pretrain.make_optimizer(train, pretrain.make_schedule(train))
+    train = training.Train(**COUNTS, optimizer=optimizer, schedule="constant", weight_decay=0.01)
+    update = training.make_optimizer(train, training.make_schedule(train))
     params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
     changes, _ = update.update(jax.tree.map(jnp.zeros_like, params), update.init(params), params)
     np.testing.assert_allclose(changes["kernel"], -2.0 * 0.01)
@@ -476,7 +476,7 @@ def test_the_paper_with_a_thousand_permutations_fits_together():
     (task,) = setup.tasks
     look = functools.partial(tasks.skill_sums, setup.network, task, task.selection_slice)
     sums = jax.eval_shape(
-        look, pretrain.variables_of(state), {"image": images, "mask": mask}, jax.random.key(0)
+        look, training.variables_of(state), {"image": images, "mask": mask}, jax.random.key(0)
     )
     assert {name: values.shape for name, values in sums.items()} == dict.fromkeys(
         ("correct", "ratio", "count"), (1000,)

@@ -219,6 +219,16 @@ BAD = {
 }
 
 
+def test_only_what_is_compared_must_train_alike(place):
+    longer = sweep.plan(
+        make(axes={"policy": ("uniform", "exp3"), "tasks": ("spatial", "temporal train.steps=30")})
+    )
+    assert {run.values["tasks"].split()[0]: run.config.train.steps for run in longer} == {
+        "spatial": 3,
+        "temporal": 30,
+    }
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_bad_sweeps_are_one_sentence(place, case):
     changes, message = BAD[case]

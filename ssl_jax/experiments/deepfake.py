@@ -13,10 +13,7 @@ frames. A run that learned nothing says so.
 
 import dataclasses
 import functools
-import json
 import os
-import shlex
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -34,7 +31,7 @@ from absl import logging
 from ssl_jax.data import dfdc, manipulated_clips, pipeline
 from ssl_jax.evaluation import linear_probe, scores, smoothgrad
 from ssl_jax.evaluation.features import collect
-from ssl_jax.experiments import pretrain, tasks
+from ssl_jax.experiments import tasks, training
 from ssl_jax.networks import ENCODERS, weights
 from ssl_jax.networks.alexnet import AlexNet
 from ssl_jax.networks.resnet import ResNet
@@ -50,10 +47,8 @@ from ssl_jax.runtime.errors import InputError
 
 Metrics = dict[str, jax.Array]
 Predict = Callable[[Any, np.ndarray], jax.Array]  # see `make_predict`
-RESULTS_FILE = "results.json"
 STAND_IN = "manipulated_clips"
 SELECTED_BY = "val/auc"
-ADVICE = "try a lower config.train.learning_rate, or a longer config.train.warmup_steps"
 
 
 @flax.struct.dataclass
@@ -174,7 +169,7 @@ class Init:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Train(pretrain.Train):
+class Train(training.Train):
     """Section `train`: that of pre-training, and more.
 
     Attributes:
@@ -345,7 +340,7 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         )
     ignored = ("dtype", "parent", "name")
     encoder, options = tasks.choose(values["encoder"], ENCODERS, "encoder", ignore=ignored)
-    schedule = pretrain.make_schedule(train)
+    schedule = training.make_schedule(train)
     setup = Setup(
         seed=values["seed"],
         layout=sections.pop("mesh"),
@@ -389,7 +384,7 @@ def check_weights(setup: Setup) -> None:
 
 def make_optimizer(train: Train, schedule: optax.Schedule) -> optax.GradientTransformation:
     """That of pre-training on clipped gradients; with "head" it leaves the encoder as it is."""
-    clipped = optax.chain(optax.clip_by_global_norm(train.clip), pretrain.make_optimizer(train, schedule))
+    clipped = optax.chain(optax.clip_by_global_norm(train.clip), training.make_optimizer(train, schedule))
     if train.what == "all":
         return clipped
     labels = lambda params: {name: "frozen" if name == "encoder" else "head" for name in params}
@@ -478,7 +473,7 @@ def train_step(setup: Setup, state: State, batch: Mapping[str, jax.Array]) -> tu
     if setup.train.rotation:
         targets["turns"] = jax.random.randint(turn_key, batch["label"].shape, 0, 4)
         inputs["turns"] = rotate(inputs["frames"], targets["turns"])
-    gradient, batch_stats, metrics = pretrain.accumulate_gradients(
+    gradient, batch_stats, metrics = training.accumulate_gradients(
         functools.partial(objective, setup), state, inputs, targets, dropout_key, setup.train.accumulate
     )
     updates, opt_state = setup.optimizer.update(gradient, state.opt_state, state.params)
@@ -542,14 +537,12 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     """
     if jax.process_count() > 1:
         raise InputError("this experiment runs in one process, on all of its devices; start it alone.")
-    finished = Path(workdir) / RESULTS_FILE
+    finished = Path(workdir) / config_lib.RESULTS_FILE
     # That of another config is refused before anything is built; a new one is made after all is there.
     if (Path(workdir) / config_lib.CONFIG_FILE).exists():
         config_lib.claim_workdir(workdir, config)
     if finished.exists():
-        logging.info("%s holds the results of a finished run.", workdir)
-        console.print_results(workdir)
-        return json.loads(finished.read_text())
+        return console.show_finished(workdir)
     setup = setup_from_config(config)
     mesh_lib.setup_compilation_cache()
     state = create_state(setup, jax.random.PRNGKey(setup.seed))
@@ -567,7 +560,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         batches.set_state(saved["batches"]["image"])
         seconds = saved["seconds"]
         logging.info("Going on from step %d.", step)
-    around = pretrain.Surroundings(
+    around = training.Surroundings(
         mesh=mesh,
         workdir=workdir,
         data=data,
@@ -576,12 +569,13 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         metrics=metrics_lib.Metrics(workdir, resume_step=restored[0] if restored else None),
         stopwatch=metrics_lib.Stopwatch(seconds),
     )
+    predict = make_predict(setup, around)
     try:
         if setup.train.what != "probe":
-            train(setup, around, state)
+            train(setup, around, predict, state)
         elif restored is None:
-            fit_probe(setup, around, state)
-        return judge(setup, around, state, config)
+            fit_probe(setup, around, predict, state)
+        return judge(setup, around, predict, state, config)
     finally:
         batches.close()
         around.metrics.close()
@@ -625,31 +619,19 @@ def stand_in_directory(data: Data) -> str:
 
 def open_batches(setup: Setup, data: dfdc.Dfdc) -> pipeline.TrainBatches:
     """The endless training batches {"image": uint8 [B, S, S, 3], "index": int64 [B]}."""
-    size = setup.train.batch_size
-    if size % jax.device_count():
-        raise InputError(
-            f"config.train.batch_size={size} must be a multiple of the {jax.device_count()} devices."
-        )
-    options = pipeline.TrainOptions(
-        batch_size=size,
-        image_size=(setup.data.size, setup.data.size),
-        seed=setup.seed,
-        max_bad_share=setup.data.max_bad_share,
-        workers=setup.data.workers,
-        threads=setup.data.threads,
-        prefetch=setup.data.prefetch,
-    )
+    size = (setup.data.size, setup.data.size)
+    options = training.batch_options(setup.train, setup.data, image_size=size, seed=setup.seed)
     return pipeline.train_batches(data.open("train"), options)
 
 
-def train(setup: Setup, around: pretrain.Surroundings, state: State) -> None:
+def train(setup: Setup, around: training.Surroundings, predict: Predict, state: State) -> None:
     """The loop: from the state's step to the last one, or to where no validation is better any more."""
     step, last = int(state.step), setup.train.steps
     shardings = mesh_lib.state_sharding(state, around.mesh, setup.layout), mesh_lib.replicated(around.mesh)
     step_function = jax.jit(functools.partial(train_step, setup), donate_argnums=0, out_shardings=shardings)
     labels = frame_labels(around.data.open("train", ("label",)))
-    watch, predict = around.stopwatch, make_predict(setup, around)
-    ledger = metrics_lib.Ledger(around.metrics, around.checkpoints, ADVICE)
+    watch = around.stopwatch
+    ledger = metrics_lib.Ledger(around.metrics, around.checkpoints, training.ADVICE)
     due = lambda every: step % every == 0 or step == last
     past = validated(around.workdir)
     with (
@@ -666,21 +648,21 @@ def train(setup: Setup, around: pretrain.Surroundings, state: State) -> None:
                 # One step behind, so that the device always has the next step queued.
                 ledger.enter(step, {f"train/{name}": value for name, value in scalars.items()})
             if due(setup.train.log_every):
-                line = ledger.write_page(step, pretrain.rates(setup, watch))
+                line = ledger.write_page(step, training.rates(setup.train, watch))
                 progress.update(step, {name: line[f"train/{name}"] for name in ("loss", "accuracy")})
             if due(setup.train.validate_every):
                 ledger.close_page()
                 held_out = validate(setup, around, predict, state)
                 past.append(held_out[SELECTED_BY])
                 progress.update(step, {"val": held_out["val/accuracy"]})
-                pretrain.save(around, step, state, held_out)
+                training.save(around, step, state, held_out)
             elif due(setup.train.checkpoint_every):
                 ledger.close_page()
-                pretrain.save(around, step, state, {})
+                training.save(around, step, state, {})
             progress.update(step)
     if stop.received and step < last:
         ledger.close_page()
-        pretrain.save(around, step, state, {})
+        training.save(around, step, state, {})
         around.checkpoints.wait()
         stop.leave(step)
 
@@ -701,7 +683,7 @@ def waited(past: list[float]) -> int:
     return len(past) - 1 - int(np.argmax(past)) if past else 0
 
 
-def validate(setup: Setup, around: pretrain.Surroundings, predict: Predict, state: State) -> dict[str, float]:
+def validate(setup: Setup, around: training.Surroundings, predict: Predict, state: State) -> dict[str, float]:
     """Scores on validation frames, for metrics.jsonl."""
     with around.stopwatch("validation", compiles=True):
         answers = answer(setup, around, predict, state, "validation", setup.train.evaluated)
@@ -710,7 +692,7 @@ def validate(setup: Setup, around: pretrain.Surroundings, predict: Predict, stat
     return held_out
 
 
-def fit_probe(setup: Setup, around: pretrain.Surroundings, state: State) -> None:
+def fit_probe(setup: Setup, around: training.Surroundings, predict: Predict, state: State) -> None:
     """Puts the best linear classifier on the frozen features, and saves that as the only checkpoint.
 
     Of the weight decays the one with the highest validation accuracy is taken, of equal ones the largest. The
@@ -720,7 +702,7 @@ def fit_probe(setup: Setup, around: pretrain.Surroundings, state: State) -> None
         lambda variables, images: setup.network.apply(variables, see(setup, images), method="features")
     )
     with around.stopwatch("probe"):
-        encoders = {"features": on_mesh(around, functools.partial(encode, pretrain.variables_of(state)))}
+        encoders = {"features": on_mesh(around, functools.partial(encode, training.variables_of(state)))}
         rows = {
             split: collect(read_split(setup, around, split, None), encoders)
             for split in ("train", "validation")
@@ -737,14 +719,14 @@ def fit_probe(setup: Setup, around: pretrain.Surroundings, state: State) -> None
     state = mesh_lib.place(
         state.replace(params=dict(state.params) | {"classifier": head}), around.mesh, setup.layout
     )
-    held_out = validate(setup, around, make_predict(setup, around), state)
-    pretrain.save(around, 0, state, held_out)
+    held_out = validate(setup, around, predict, state)
+    training.save(around, 0, state, held_out)
 
 
 # --- What it knows
 
 
-def make_predict(setup: Setup, around: pretrain.Surroundings) -> Predict:
+def make_predict(setup: Setup, around: training.Surroundings) -> Predict:
     """(variables, frames uint8 [B, S, S, 3]) -> probability of FAKE, float32 [B, 1], on all devices."""
     predict = jax.jit(functools.partial(probabilities, setup))
     return lambda variables, images: on_mesh(around, functools.partial(predict, variables))(images)
@@ -755,13 +737,13 @@ def probabilities(setup: Setup, variables: Any, images: jax.Array) -> jax.Array:
     return jax.nn.softmax(setup.network.apply(variables, see(setup, images)))[:, 1:]
 
 
-def on_mesh(around: pretrain.Surroundings, function: Callable) -> Callable[[np.ndarray], jax.Array]:
+def on_mesh(around: training.Surroundings, function: Callable) -> Callable[[np.ndarray], jax.Array]:
     """A function of pictures on the host that are divided among the devices."""
     return lambda images: function(mesh_lib.shard_batch({"image": images}, around.mesh)["image"])
 
 
 def read_split(
-    setup: Setup, around: pretrain.Surroundings, split: str, limit: int | None
+    setup: Setup, around: training.Surroundings, split: str, limit: int | None
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of a split, each frame once, with its label and video."""
     options = pipeline.EvaluationOptions(
@@ -775,20 +757,24 @@ def read_split(
 
 def answer(
     setup: Setup,
-    around: pretrain.Surroundings,
+    around: training.Surroundings,
     predict: Predict,
     state: State,
     split: str,
     limit: int | None = None,
 ) -> scores.Answers:
     """What the network says of the frames of a split, or of `limit` of them, spread evenly."""
-    variables = pretrain.variables_of(state)
+    variables = training.variables_of(state)
     rows = collect(read_split(setup, around, split, limit), {"fake": functools.partial(predict, variables)})
     return scores.Answers(rows.fields["label"], rows.fields["video"], rows.features["fake"][:, 0])
 
 
 def judge(
-    setup: Setup, around: pretrain.Surroundings, state: State, config: ml_collections.ConfigDict
+    setup: Setup,
+    around: training.Surroundings,
+    predict: Predict,
+    state: State,
+    config: ml_collections.ConfigDict,
 ) -> dict[str, Any]:
     """Scores of the best checkpoint on all splits, figures, results.json, report.html and the table."""
     around.checkpoints.wait()
@@ -805,7 +791,7 @@ def judge(
         around.mesh,
         setup.layout,
     )
-    predict, answers = make_predict(setup, around), {}
+    answers = {}
     with around.stopwatch("test"):
         for split, limit in (("train", setup.train.evaluated), ("validation", None), ("test", None)):
             answers[split] = answer(setup, around, predict, state, split, limit)
@@ -813,16 +799,9 @@ def judge(
         sanity = explain(setup, around, state)
     draw_frames(setup, around)
     final, at_chance = summarise(answers)
-    seconds = around.stopwatch.seconds
     past = validated(around.workdir)
     results = {
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "protocol": config.to_dict(),
-        "versions": metrics_lib.versions(),
-        "device": metrics_lib.device_description(),
-        "seed": setup.seed,
-        "wall_seconds": sum(seconds.values()),
-        "seconds": seconds,
+        **metrics_lib.provenance(config, around.stopwatch.seconds),
         "stand_in": setup.data.is_stand_in,
         "best_step": best,
         "stopped_early": waited(past) >= setup.train.patience,
@@ -839,7 +818,7 @@ def judge(
         "bad_images": Counter(around.batches["image"].skipped.causes.values()),
         "left_out": {cause: [len(names), *names[:5]] for cause, names in around.data.left_out.items()},
     }
-    metrics_lib.write_json(around.workdir / RESULTS_FILE, results)
+    metrics_lib.write_json(around.workdir / config_lib.RESULTS_FILE, results)
     page.build(around.workdir)
     console.print_results(around.workdir)
     return results
@@ -860,7 +839,7 @@ def summarise(answers: Mapping[str, scores.Answers]) -> tuple[dict[str, float], 
 # --- Pictures
 
 
-def some_frames(setup: Setup, around: pretrain.Surroundings, number: int) -> dict[str, np.ndarray]:
+def some_frames(setup: Setup, around: training.Surroundings, number: int) -> dict[str, np.ndarray]:
     """Test frames of different videos as far as there are, REAL and FAKE in turn."""
     source = around.data.open("test", ("label",))
     labels, videos = frame_labels(source), source.rows[:, 0]
@@ -873,7 +852,7 @@ def some_frames(setup: Setup, around: pretrain.Surroundings, number: int) -> dic
     return {"image": np.stack(images), "label": labels[chosen]}
 
 
-def explain(setup: Setup, around: pretrain.Surroundings, state: State) -> dict[str, float]:
+def explain(setup: Setup, around: training.Surroundings, state: State) -> dict[str, float]:
     """Draws which pixels the answers to some test frames hang on.
 
     Returns:
@@ -885,7 +864,7 @@ def explain(setup: Setup, around: pretrain.Surroundings, state: State) -> dict[s
     options = dataclasses.asdict(setup.smoothgrad)
     frames = some_frames(setup, around, options.pop("frames"))
     views = jax.jit(functools.partial(see, setup))(frames["image"])
-    trained = jax.device_get(pretrain.variables_of(state))
+    trained = jax.device_get(training.variables_of(state))
     answers = jax.jit(setup.network.apply)(trained, views)
     maps = []
     for variables in (trained, randomised(setup)):
@@ -899,7 +878,9 @@ def explain(setup: Setup, around: pretrain.Surroundings, state: State) -> dict[s
     ]
     start = (setup.data.size - setup.view.size) // 2
     shown = frames["image"][:, start : start + setup.view.size, start : start + setup.view.size]
-    save_figure(around, "attributions", figures.attributions(shown, maps[0], titles))
+    figures.save(
+        around.workdir / "figures" / "attributions.png", figures.attributions(shown, maps[0], titles)
+    )
     correlations = {name: smoothgrad.rank_correlation(maps[0][name], maps[1][name]) for name in maps[0]}
     return {name: float(np.nanmean(values)) for name, values in correlations.items()}
 
@@ -915,18 +896,11 @@ def randomised(setup: Setup) -> dict[str, Any]:
     return variables | {"params": params}
 
 
-def draw_frames(setup: Setup, around: pretrain.Surroundings) -> None:
+def draw_frames(setup: Setup, around: training.Surroundings) -> None:
     """Draws test frames, what the network sees of them in tests, and what it would in training."""
     frames = some_frames(setup, around, 6)
     look = jax.jit(functools.partial(see, setup))
     views = [look(frames["image"]), *(look(frames["image"], jax.random.key(i)) for i in range(3))]
     titles = [dfdc.LABELS[label] for label in frames["label"]]
     drawn = figures.views(frames["image"], np.stack([np.asarray(view) for view in views], 1), titles)
-    save_figure(around, "frames", drawn)
-
-
-def save_figure(around: pretrain.Surroundings, name: str, drawn: Any) -> None:
-    """Writes figures/NAME.png."""
-    directory = around.workdir / "figures"
-    directory.mkdir(exist_ok=True)
-    (directory / f"{name}.png").write_bytes(figures.png(drawn))
+    figures.save(around.workdir / "figures" / "frames.png", drawn)

@@ -18,9 +18,6 @@ the running step will show.
 
 import dataclasses
 import functools
-import json
-import shlex
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -53,7 +50,6 @@ from ssl_jax.runtime.interruption import StopSignal
 
 Metrics = dict[str, jax.Array]
 Row = dict[str, np.ndarray]
-RESULTS_FILE = "results.json"
 ADVICE = "try a lower config.train.learning_rate"
 TRAINING, EVALUATION, FINAL, RANDOM = range(4)  # what environments are for; no two share a seed
 
@@ -892,12 +888,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     mesh_lib.setup_compilation_cache()
     checkpoints = Checkpoints(workdir / "checkpoints", keep=setup.train.keep_checkpoints)
     restored = checkpoints.restore(template)
-    finished = workdir / RESULTS_FILE
+    finished = workdir / config_lib.RESULTS_FILE
     if restored is not None and restored[0] == setup.num_steps * setup.play.num and finished.exists():
-        logging.info("%s holds the results of a finished run.", workdir)
         checkpoints.close()
-        console.print_results(workdir)
-        return json.loads(finished.read_text())
+        return console.show_finished(workdir)
     saved = {"seconds": {}, "episodes": [0] * setup.num_seeds}
     if restored is None:
         state = create_state(setup, jax.random.PRNGKey(setup.seed))
@@ -1134,16 +1128,9 @@ def judge(setup: Setup, around: Surroundings, state: State, config) -> dict[str,
     with around.stopwatch("evaluation"):
         scores = final_scores(setup, around, state, agent_step)
     draw_figures(setup, around, state)
-    seconds = around.stopwatch.seconds
     last = scores["agents"]["last"]
     results = {
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "protocol": config.to_dict(),
-        "versions": metrics_lib.versions(),
-        "device": metrics_lib.device_description(),
-        "seed": setup.seed,
-        "wall_seconds": sum(seconds.values()),
-        "seconds": seconds,
+        **metrics_lib.provenance(config, around.stopwatch.seconds),
         "final": {f"eval/{name}": last[name] for name in ("return_mean", "return_low", "return_high")},
         "scores": scores,
         "auxiliary": {
@@ -1152,7 +1139,7 @@ def judge(setup: Setup, around: Surroundings, state: State, config) -> dict[str,
             "schedule": setup.auxiliary.schedule,
         },
     }
-    metrics_lib.write_json(around.workdir / RESULTS_FILE, results)
+    metrics_lib.write_json(around.workdir / config_lib.RESULTS_FILE, results)
     page.build(around.workdir)
     console.print_results(around.workdir)
     return results
@@ -1201,12 +1188,10 @@ def final_scores(setup: Setup, around: Surroundings, state: State, agent_step: i
 
 def draw_figures(setup: Setup, around: Surroundings, state: State) -> None:
     """Writes pictures of frame stacks from the memory, and of what the auxiliary task makes of them."""
-    directory = around.workdir / "figures"
-    directory.mkdir(exist_ok=True)
     replay = state.replay
     if setup.num_seeds > 1:
         replay = jax.tree.map(lambda x: x[0], replay)
     stacks = setup.replay.sample(replay, jax.random.PRNGKey(setup.seed), 4).s_tm1
     inputs, labels = setup.task.function(jax.random.PRNGKey(0), stacks) if setup.task else (None, None)
     figure = figures.stacks(*(None if x is None else np.asarray(x) for x in (stacks, inputs, labels)))
-    (directory / "stacks.png").write_bytes(figures.png(figure))
+    figures.save(around.workdir / "figures" / "stacks.png", figure)

@@ -7,8 +7,6 @@ is read once and counts once, on one device or several.
 import dataclasses
 import functools
 import json
-import shlex
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +33,6 @@ from ssl_jax.runtime import metrics as metrics_lib
 from ssl_jax.runtime.checkpoints import restore_raw
 from ssl_jax.runtime.errors import InputError
 
-RESULTS_FILE = "results.json"
 SAMPLES, NEIGHBOURS = 8, 6  # queries and their neighbours in a picture
 MAPPED = 1000  # examples in a map of the features, at most
 Scores = Iterable[tuple[str, Mapping[str, float]]]  # (encoder, {name: value})
@@ -494,7 +491,7 @@ def draw_map(setup: Setup, around: Surroundings, rows: Rows, encoder: str) -> No
     points = TSNE(init="pca", perplexity=perplexity, random_state=setup.seed).fit_transform(features)
     names = around.data.class_names(around.label)
     drawn = figures.scatter(points, rows.fields[around.label][chosen], names)
-    (around.workdir / "figures" / f"map_{encoder}.png").write_bytes(figures.png(drawn))
+    figures.save(around.workdir / "figures" / f"map_{encoder}.png", drawn)
 
 
 def probe_states(setup: Setup, around: Surroundings) -> tuple[Scores, dict[str, Any]]:
@@ -582,7 +579,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     setup = setup_from_config(config)
     step = choose_step(setup)
     workdir = config_lib.claim_workdir(workdir, config)
-    finished = workdir / RESULTS_FILE
+    finished = workdir / config_lib.RESULTS_FILE
     if finished.exists():
         results = json.loads(finished.read_text())
         if results["checkpoint"]["step"] == step:
@@ -596,15 +593,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     evaluations, probe = evaluate(setup, around, stopwatch)
     asked = next(iter(encoders))
     results = {
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "protocol": config.to_dict(),
+        **metrics_lib.provenance(config, stopwatch.seconds),
         "checkpoint": {"directory": setup.checkpoint, "which": setup.which, "step": step},
         "run": setup.run_config.to_dict(),
-        "versions": metrics_lib.versions(),
-        "device": metrics_lib.device_description(),
-        "seed": setup.seed,
-        "wall_seconds": sum(stopwatch.seconds.values()),
-        "seconds": stopwatch.seconds,
         "label": around.label,
         "final": evaluations[asked],
         "evaluations": evaluations,

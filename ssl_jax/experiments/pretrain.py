@@ -9,14 +9,11 @@ the network does under each permutation on a held-out slice of the training data
 
 import dataclasses
 import functools
-import json
-import shlex
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import flax.struct
 import jax
@@ -31,6 +28,7 @@ from ssl_jax.data import clips, pipeline, sources
 from ssl_jax.evaluation import retrieval, state_probe
 from ssl_jax.evaluation.features import FeatureFunction
 from ssl_jax.experiments import tasks as tasks_lib
+from ssl_jax.experiments import training
 from ssl_jax.experiments.tasks import Skill, SkillMeter, Task
 from ssl_jax.networks import ENCODERS
 from ssl_jax.networks.heads import PuzzleNetwork
@@ -47,11 +45,9 @@ from ssl_jax.selection import Evaluation, group_permutations
 
 Metrics = dict[str, jax.Array]
 Validation = Callable[["State"], tuple[dict[str, float], dict[str, dict]]]
-RESULTS_FILE = "results.json"
 DRAWN = 6  # examples of a task in its picture
 PRIOR_EXAMPLES = 2048  # training pictures whose colours are counted
 VALIDATION_GROUPS = 10  # groups of classes whose worst is reported
-ADVICE = "try a lower config.train.learning_rate, or a longer config.train.warmup_steps"
 
 
 @flax.struct.dataclass
@@ -112,53 +108,6 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Train:
-    """Section `train`: the optimization, and how often things happen, in steps.
-
-    Attributes:
-      steps: training steps.
-      batch_size: pictures per step, over all devices and processes.
-      accumulate: micro-batches that a batch is split into to save memory.
-      optimizer: "adamw", or "sgd" with momentum and weight decay as in Caffe.
-      learning_rate: its peak.
-      warmup_steps: of linear warm-up.
-      schedule: of the learning rate after the warm-up: "constant", "cosine" to zero, or "step", a
-        tenth of it after each third of the steps.
-      momentum: of SGD.
-      weight_decay: of the kernels; decoupled with adamw.
-      log_every: a line of metrics.
-      validate_every: held-out accuracy under all permutations, and a checkpoint that can be the best.
-      checkpoint_every: a checkpoint besides.
-      keep_checkpoints: how many of the newest are kept, besides the best.
-    """
-
-    steps: int
-    batch_size: int
-    accumulate: int = 1
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float
-    warmup_steps: int = 0
-    schedule: Literal["constant", "cosine", "step"] = "cosine"
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    log_every: int = 10
-    validate_every: int
-    checkpoint_every: int
-    keep_checkpoints: int = 2
-
-    def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulate", "log_every", "validate_every",
-                     "checkpoint_every", "keep_checkpoints"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise InputError(f"config.train.{name} must be at least 1.")
-        if self.batch_size % self.accumulate:
-            raise InputError(
-                f"config.train.batch_size={self.batch_size} must be a multiple of "
-                f"config.train.accumulate={self.accumulate}."
-            )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Probe(state_probe.Protocol):
     """Section `probe`: the state probe at the end of a run on frames with RAM labels.
 
@@ -189,7 +138,7 @@ class Setup:
     tasks: tuple[Task, ...]
     network: PuzzleNetwork
     precision: precision_lib.Precision
-    train: Train
+    train: training.Train
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     probe: Probe
@@ -247,8 +196,8 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
             + ", ".join(f"config.{name}.puzzle.frames={frames}" for name, frames in lengths.items())
             + "."
         )
-    train = section("train", Train)
-    schedule = make_schedule(train)
+    train = section("train", training.Train)
+    schedule = training.make_schedule(train)
     return Setup(
         seed=sections["seed"],
         data=data,
@@ -260,37 +209,10 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         ),
         precision=precision,
         train=train,
-        optimizer=make_optimizer(train, schedule),
+        optimizer=training.make_optimizer(train, schedule),
         schedule=schedule,
         probe=section("probe", Probe),
         layout=section("mesh", mesh_lib.Layout),
-    )
-
-
-def make_schedule(train: Train) -> optax.Schedule:
-    """The learning rate at each step."""
-    rest = max(train.steps - train.warmup_steps, 1)
-    after = {
-        "constant": lambda: optax.constant_schedule(train.learning_rate),
-        "cosine": lambda: optax.cosine_decay_schedule(train.learning_rate, rest),
-        "step": lambda: optax.piecewise_constant_schedule(
-            train.learning_rate, {rest // 3: 0.1, 2 * rest // 3: 0.1}
-        ),
-    }[train.schedule]()
-    if not train.warmup_steps:
-        return after
-    warmup = optax.linear_schedule(0.0, train.learning_rate, train.warmup_steps)
-    return optax.join_schedules([warmup, after], [train.warmup_steps])
-
-
-def make_optimizer(train: Train, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """SGD with momentum and L2 decay, or AdamW; only kernels decay, biases and scales do not."""
-    kernels = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-    if train.optimizer == "adamw":
-        return optax.adamw(schedule, weight_decay=train.weight_decay, mask=kernels)
-    return optax.chain(
-        optax.add_decayed_weights(train.weight_decay, kernels),
-        optax.sgd(schedule, momentum=train.momentum),
     )
 
 
@@ -326,11 +248,6 @@ def create_state(setup: Setup, key: jax.Array) -> State:
     )
 
 
-def variables_of(state: State) -> dict[str, Any]:
-    """What the network is applied to."""
-    return {"params": state.params, "batch_stats": state.batch_stats}
-
-
 def train_step(setup: Setup, state: State, batch: Mapping[str, jax.Array]) -> tuple[State, Metrics]:
     """One update: for each task choose permutations and make puzzles; solve them, learn.
 
@@ -354,7 +271,7 @@ def train_step(setup: Setup, state: State, batch: Mapping[str, jax.Array]) -> tu
         )
         inputs[task.name], targets[task.name] = task.ask(puzzle_key, pictures, index, train=True)
 
-    gradient, batch_stats, metrics = accumulate_gradients(
+    gradient, batch_stats, metrics = training.accumulate_gradients(
         functools.partial(objective, setup, state.prior),
         state,
         inputs,
@@ -403,57 +320,6 @@ def objective(setup: Setup, prior, params, batch_stats, inputs, targets, dropout
     return loss, (batch_stats, metrics)
 
 
-def accumulate_gradients(objective, state: State, inputs, targets, key, parts: int):
-    """The mean gradient over `parts` micro-batches, one after the other in memory.
-
-    Micro-batch i takes rows i, i + parts, ...: so each has rows on every device.
-
-    Returns:
-      Gradient, batch_stats, and the metrics, averaged.
-    """
-    value_and_gradient = jax.value_and_grad(objective, has_aux=True)
-    if parts == 1:
-        (_, (batch_stats, metrics)), gradient = value_and_gradient(
-            state.params, state.batch_stats, inputs, targets, key
-        )
-        return gradient, batch_stats, metrics
-
-    def micro_batches(rows):
-        return rows.reshape(rows.shape[0] // parts, parts, *rows.shape[1:]).swapaxes(0, 1)
-
-    def accumulate(batch_stats, part):
-        inputs, targets, number = part
-        (_, (batch_stats, metrics)), gradient = value_and_gradient(
-            state.params, batch_stats, inputs, targets, jax.random.fold_in(key, number)
-        )
-        return batch_stats, (gradient, metrics)
-
-    def add(carry, part):
-        batch_stats, sums = carry
-        batch_stats, terms = accumulate(batch_stats, part)
-        return (batch_stats, jax.tree.map(jnp.add, sums, terms)), None
-
-    divided = (*jax.tree.map(micro_batches, (inputs, targets)), jnp.arange(parts))
-    _, shapes = jax.eval_shape(accumulate, state.batch_stats, jax.tree.map(lambda rows: rows[0], divided))
-    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-    (batch_stats, sums), _ = jax.lax.scan(add, (state.batch_stats, zeros), divided)
-    gradient, metrics = jax.tree.map(lambda total: total / parts, sums)
-    return gradient, batch_stats, metrics
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """Where a run reads and writes; opened by `run`, used by its loop."""
-
-    mesh: jax.sharding.Mesh
-    workdir: Path
-    data: sources.Sources
-    batches: Mapping[str, pipeline.TrainBatches]
-    checkpoints: Checkpoints
-    metrics: metrics_lib.Metrics
-    stopwatch: metrics_lib.Stopwatch
-
-
 def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Trains, judges what was learned, and writes the report; goes on where it was stopped.
 
@@ -481,14 +347,12 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         workdir / "checkpoints", keep=setup.train.keep_checkpoints, best_metric="val/accuracy"
     )
     restored = checkpoints.restore(state)
-    finished = workdir / RESULTS_FILE
+    finished = workdir / config_lib.RESULTS_FILE
     if restored is not None and restored[0] == setup.train.steps and finished.exists():
-        logging.info("%s holds the results of a finished run.", workdir)
         checkpoints.close()
-        if jax.process_index() == 0:
-            console.print_results(workdir)
+        results = console.show_finished(workdir)
         evaluate_checkpoint()
-        return json.loads(finished.read_text())
+        return results
     batches = open_batches(setup, data)
     seconds = {}
     if restored is None:
@@ -501,7 +365,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
                 stream.skipped = pipeline.Skipped(setup.data.max_bad_share)  # process 0 has what all read
         seconds = saved["seconds"]
         logging.info("Going on from step %d.", step)
-    around = Surroundings(
+    around = training.Surroundings(
         mesh=mesh,
         workdir=workdir,
         data=data,
@@ -550,7 +414,7 @@ def evaluation(config: ml_collections.ConfigDict, workdir: Path) -> Callable[[],
 
     def evaluate_checkpoint():
         directory = workdir / "evaluation"
-        if not (directory / evaluate.RESULTS_FILE).exists():
+        if not (directory / config_lib.RESULTS_FILE).exists():
             evaluate.run(asked, directory)
 
     return evaluate_checkpoint
@@ -593,22 +457,12 @@ def open_data(setup: Setup) -> sources.Sources:
 
 def open_batches(setup: Setup, data: sources.Sources) -> dict[str, pipeline.TrainBatches]:
     """The training batches of this process, a stream for each of `setup.pictures`."""
-    if setup.train.batch_size % jax.device_count():
-        raise InputError(
-            f"config.train.batch_size={setup.train.batch_size} must be a multiple of the "
-            f"{jax.device_count()} devices."
-        )
-    options = pipeline.TrainOptions(
-        batch_size=setup.train.batch_size // jax.process_count(),
+    options = training.batch_options(
+        setup.train,
+        setup.data,
         image_size=setup.data.image_size,
         seed=setup.seed,
         min_size=setup.data.min_size,
-        max_bad_share=setup.data.max_bad_share,
-        workers=setup.data.workers,
-        threads=setup.data.threads,
-        prefetch=setup.data.prefetch,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
     )
     open_stream = {
         "image": lambda: pipeline.train_batches(data.open("train"), options),
@@ -624,7 +478,7 @@ def observe(task: Task, state: State, evaluation: Evaluation) -> tuple[State, Me
     return state.replace(selection={**state.selection, task.name: selection}), metrics
 
 
-def train(setup: Setup, around: Surroundings, state: State, validate: Validation) -> State:
+def train(setup: Setup, around: training.Surroundings, state: State, validate: Validation) -> State:
     """The loop: from the state's step to the last one, with everything that happens beside it."""
     step, last = int(state.step), setup.train.steps
     if step == last:
@@ -633,7 +487,7 @@ def train(setup: Setup, around: Surroundings, state: State, validate: Validation
     step_function = jax.jit(functools.partial(train_step, setup), donate_argnums=0, out_shardings=shardings)
     look = make_look(setup, around, shardings)
     watch = around.stopwatch
-    ledger = metrics_lib.Ledger(around.metrics, around.checkpoints, ADVICE)
+    ledger = metrics_lib.Ledger(around.metrics, around.checkpoints, training.ADVICE)
     due = lambda every: step % every == 0 or step == last
     with (
         distributed.StopTogether() as stop,
@@ -654,7 +508,7 @@ def train(setup: Setup, around: Surroundings, state: State, validate: Validation
                     state, seen = look(task, state, step)
                     progress.update(step, {"reward": float(seen["reward"])} if "reward" in seen else {})
             if due(setup.train.log_every):
-                line = ledger.write_page(step, rates(setup, watch))
+                line = ledger.write_page(step, training.rates(setup.train, watch))
                 progress.update(step, {name: line[f"train/{name}"] for name in ("loss", "accuracy")})
             if due(setup.train.validate_every):
                 ledger.close_page()
@@ -662,21 +516,21 @@ def train(setup: Setup, around: Surroundings, state: State, validate: Validation
                     held_out, _ = validate(state)
                 around.metrics.write(step, held_out)
                 progress.update(step, {"val": held_out["val/accuracy"]})
-                save(around, step, state, held_out)
+                training.save(around, step, state, held_out)
             elif due(setup.train.checkpoint_every):
                 ledger.close_page()
-                save(around, step, state, {})
+                training.save(around, step, state, {})
             progress.update(step)
     if stop.received and step < last:
         ledger.close_page()
-        save(around, step, state, {})
+        training.save(around, step, state, {})
         around.checkpoints.wait()
         stop.leave(step)
     return state
 
 
 def make_look(
-    setup: Setup, around: Surroundings, shardings: Any
+    setup: Setup, around: training.Surroundings, shardings: Any
 ) -> Callable[[Task, State, int], tuple[State, Metrics]]:
     """(task, state, step) -> (state, metrics): measures skill on the selection slice; the player sees it."""
     looking = [task for task in setup.tasks if task.player.period]
@@ -685,7 +539,7 @@ def make_look(
 
     def look(task, state, step):
         with around.stopwatch("selection", compiles=True):
-            evaluation = meters[task.name](variables_of(state))
+            evaluation = meters[task.name](training.variables_of(state))
             state, seen = sees[task.name](state, evaluation)
             jax.block_until_ready(state)
         names = {f"selection/{task.name}/{name}": value for name, value in seen.items()}
@@ -696,7 +550,7 @@ def make_look(
     return look
 
 
-def make_validation(setup: Setup, around: Surroundings) -> Validation:
+def make_validation(setup: Setup, around: training.Surroundings) -> Validation:
     """state -> (metrics of `validation_metrics`, task -> what its classes are like), on the validation split.
 
     Of classes of cells there are only those that some cell has: "class" [K], "class_count" [K].
@@ -706,7 +560,7 @@ def make_validation(setup: Setup, around: Surroundings) -> Validation:
     def validate(state):
         evaluations, counts, seen = {}, {}, {}
         for task in setup.tasks:
-            sums = meters[task.name].sums(variables_of(state))
+            sums = meters[task.name].sums(training.variables_of(state))
             seen[task.name] = {}
             if task.dense:
                 classes = np.flatnonzero(sums["count"])
@@ -720,19 +574,7 @@ def make_validation(setup: Setup, around: Surroundings) -> Validation:
     return validate
 
 
-def rates(setup: Setup, watch: metrics_lib.Stopwatch) -> dict[str, float]:
-    """What the steps since the last line of metrics took; nothing where the only one was compiled."""
-    seconds, blocks = watch.lap()
-    if not blocks["step"]:
-        return {}
-    working = seconds["data"] + seconds["step"]
-    return {
-        "time/examples_per_second": blocks["step"] * setup.train.batch_size / working,
-        "time/data_wait_share": seconds["data"] / working,
-    }
-
-
-def skill_meter(setup: Setup, around: Surroundings, task: Task, split: str) -> SkillMeter:
+def skill_meter(setup: Setup, around: training.Surroundings, task: Task, split: str) -> SkillMeter:
     """A task's meter on the selection slice, or on the validation split."""
     skill = task.selection_slice if split == "selection" else task.validation
     skipped = around.batches[task.pictures].skipped
@@ -778,30 +620,8 @@ def read_once(
     return pipeline.evaluation_batches(data.open(split), options)
 
 
-def save(around: Surroundings, step: int, state: State, held_out: Mapping[str, float]) -> None:
-    """Writes a checkpoint in the background."""
-    with around.stopwatch("checkpoint"):
-        data_state = {
-            "batches": {name: state_of_all(stream) for name, stream in around.batches.items()},
-            "seconds": around.stopwatch.seconds,
-        }
-        around.checkpoints.save(step, state, data_state, held_out)
-
-
-def state_of_all(stream: pipeline.TrainBatches) -> dict[str, Any]:
-    """The state of a stream, with what all processes have read and skipped."""
-    states = distributed.gather(stream.get_state())
-    causes = {(name, index): cause for state in states for name, index, cause in state["causes"]}
-    return states[0] | {
-        "read": sum(state["read"] for state in states),
-        "bad": sum(state["bad"] for state in states),
-        "causes": [[*example, cause] for example, cause in causes.items()],
-        "refused": dict(sum((Counter(state["refused"]) for state in states), Counter())),
-    }
-
-
 def write_selection(
-    around: Surroundings, task: Task, state: State, evaluation: Evaluation, step: int
+    around: training.Surroundings, task: Task, state: State, evaluation: Evaluation, step: int
 ) -> None:
     """Writes what a player saw and what it will draw from now on: a line of selection.jsonl."""
     rows = {
@@ -839,14 +659,14 @@ def validation_metrics(
 
 def judge(
     setup: Setup,
-    around: Surroundings,
+    around: training.Surroundings,
     state: State,
     config: ml_collections.ConfigDict,
     validate: Validation,
 ) -> dict[str, Any]:
     """Final numbers, figures, results.json, report.html and the table in the terminal."""
     final, classes = validate(state)
-    skipped = [state_of_all(stream) for stream in around.batches.values()]
+    skipped = [training.state_of_all(stream) for stream in around.batches.values()]
     state = mesh_lib.replicate(state, around.mesh)
     initial = create_state(setup, jax.random.PRNGKey(setup.seed))
     with around.stopwatch("probe"):
@@ -855,13 +675,7 @@ def judge(
     seconds = around.stopwatch.seconds
     working = max(seconds.get("data", 0.0) + seconds.get("step", 0.0), 1e-9)
     results = {
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "protocol": config.to_dict(),
-        "versions": metrics_lib.versions(),
-        "device": metrics_lib.device_description(),
-        "seed": setup.seed,
-        "wall_seconds": sum(seconds.values()),
-        "seconds": seconds,
+        **metrics_lib.provenance(config, around.stopwatch.seconds),
         "final": {
             **final,
             **{f"val/{task.name}/chance": chance(task, state) for task in setup.tasks},
@@ -877,7 +691,7 @@ def judge(
     results |= known
     results["final"] |= known.get("retrieval", {}).get("trained", {})
     if jax.process_index() == 0:
-        metrics_lib.write_json(around.workdir / RESULTS_FILE, results)
+        metrics_lib.write_json(around.workdir / config_lib.RESULTS_FILE, results)
         page.build(around.workdir)
         console.print_results(around.workdir)
     return results
@@ -920,7 +734,9 @@ def probe_states(setup: Setup, data: sources.Sources, states: Mapping[str, State
 
     splits = {split: batches(split) for split in ("train", "validation", "test")}
     readout = functools.partial(state_probe.readout, grid=protocol.pool)
-    encoders = {name: feature_function(setup, variables_of(state), readout) for name, state in states.items()}
+    encoders = {
+        name: feature_function(setup, training.variables_of(state), readout) for name, state in states.items()
+    }
     frames = state_probe.readouts(state_probe.read(splits, encoders), protocol.pool)
     games, options = data.class_names("game"), dataclasses.asdict(protocol)
     positions, cells = (
@@ -935,19 +751,19 @@ def probe_states(setup: Setup, data: sources.Sources, states: Mapping[str, State
     return known
 
 
-def draw_figures(setup: Setup, around: Surroundings, state: State) -> None:
+def draw_figures(setup: Setup, around: training.Surroundings, state: State) -> None:
     """Writes the pictures that need the network: puzzles as it sees them, first-layer filters."""
-    directory = around.workdir / "figures"
-    directory.mkdir(exist_ok=True)
     pictures = {"filters": figures.filters(np.asarray(first_kernel(state.params["encoder"]), np.float32))}
     key = jax.random.fold_in(state.key, state.step)
     for number, task in enumerate(setup.tasks):
         pictures[task.name] = draw_puzzles(setup, around, task, state, jax.random.fold_in(key, number))
     for name, figure in pictures.items() if jax.process_index() == 0 else ():
-        (directory / f"{name}.png").write_bytes(figures.png(figure))
+        figures.save(around.workdir / "figures" / f"{name}.png", figure)
 
 
-def draw_puzzles(setup: Setup, around: Surroundings, task: Task, state: State, key: jax.Array) -> Figure:
+def draw_puzzles(
+    setup: Setup, around: training.Surroundings, task: Task, state: State, key: jax.Array
+) -> Figure:
     """Some held-out pictures beside what the network sees of them."""
     options = pipeline.EvaluationOptions(batch_size=DRAWN, image_size=setup.data.image_size, limit=DRAWN)
     choose_key, puzzle_key = jax.random.split(key)
@@ -977,7 +793,7 @@ def draw_puzzles(setup: Setup, around: Surroundings, task: Task, state: State, k
 def draw_colors(setup: Setup, task: Task, state: State, key: jax.Array, pictures: jax.Array) -> Figure:
     """Pictures uint8 [B, H, W, 3] without colours, with those asked for, and with those that were named."""
     inputs, classes = task.ask(key, pictures, None, train=False)
-    logits = setup.network.apply(variables_of(state), inputs, task.name, train=False)
+    logits = setup.network.apply(training.variables_of(state), inputs, task.name, train=False)
     seen = colorization.view(key, pictures, task.puzzle)
     colors = {
         "seen": jnp.zeros((*classes.shape, 2)),

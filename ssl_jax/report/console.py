@@ -1,12 +1,17 @@
 """The last thing a run prints: its numbers beside their baselines, and where the report is."""
 
+import json
 from pathlib import Path
+from typing import Any
 
+import jax
+from absl import logging
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ssl_jax.report import classifying, page, playing, pretraining
+from ssl_jax.runtime import config as config_lib
 
 
 def print_results(workdir: str | Path, console: Console | None = None) -> None:
@@ -32,6 +37,14 @@ def print_results(workdir: str | Path, console: Console | None = None) -> None:
     report = run.workdir / "report.html"
     if report.is_file():
         console.print(Text(f"Report: {report}"), soft_wrap=True)
+
+
+def show_finished(workdir: str | Path) -> dict[str, Any]:
+    """Prints, in process 0, what a finished run has left, and returns what its results.json holds."""
+    logging.info("%s holds the results of a finished run.", workdir)
+    if jax.process_index() == 0:
+        print_results(workdir)
+    return json.loads((Path(workdir) / config_lib.RESULTS_FILE).read_text())
 
 
 def _scores(run: page.Run) -> Table:

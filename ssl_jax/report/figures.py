@@ -9,6 +9,7 @@ Ito (2008), magnitudes by colour maps that also order correctly in grey.
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -21,6 +22,8 @@ from matplotlib.colors import BoundaryNorm, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 from PIL import Image
+
+from ssl_jax.runtime import files
 
 INK, MUTED, GRID = "#1f2933", "#66717e", "#e4e8ec"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -75,6 +78,15 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=PIXELS_AN_INCH)
     return buffer.getvalue()
+
+
+def save(path: Path, figure: Figure) -> bytes:
+    """Writes `figure` to a PNG file, whole or not at all, and returns its bytes."""
+    data = png(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.writing(path) as file:
+        file.write(data)
+    return data
 
 
 @_styled

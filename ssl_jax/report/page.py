@@ -26,8 +26,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread, imsave
 
 from ssl_jax.report import figures
+from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime import files, metrics
-from ssl_jax.runtime.config import check_known
 from ssl_jax.runtime.errors import InputError
 
 _HEAVY = 300_000  # bytes of a PNG
@@ -127,17 +127,17 @@ def read(workdir: str | Path) -> Run:
     workdir = Path(workdir)
     if not workdir.is_dir():
         raise InputError(f"There is no work directory '{workdir}'; give the --workdir of a run.")
-    if not (workdir / "config.json").is_file():
+    if not (workdir / config_lib.CONFIG_FILE).is_file():
         raise InputError(
             f"'{workdir}' is not the work directory of a run: it has no config.json; give the "
             "--workdir of a run."
         )
     run = Run(
         workdir=workdir,
-        config=_read_object(workdir / "config.json"),
+        config=_read_object(workdir / config_lib.CONFIG_FILE),
         metrics=metrics.read(workdir / metrics.METRICS_FILE),
         selection=metrics.read(workdir / metrics.SELECTION_FILE),
-        results=_read_object(workdir / "results.json"),
+        results=_read_object(workdir / config_lib.RESULTS_FILE),
     )
     for number, line in enumerate(run.metrics, 1):
         if not is_finite(line.get("step")):
@@ -176,7 +176,7 @@ def build(workdir: str | Path) -> Path:
         "deepfake": (classifying.summary, classifying.SECTIONS),
     }
     run = read(workdir)
-    check_known("experiment", run.experiment, pages)
+    config_lib.check_known("experiment", run.experiment, pages)
     summary, sections = pages[run.experiment]
     written = [
         (name, heading, "".join(write(run))) for name, heading, write in (*sections, *_CLOSING_SECTIONS)
@@ -338,11 +338,7 @@ def panel(
 
 def figure(path: Path, drawn: Figure, alt: str, *, wide: bool = False) -> str:
     """Writes a figure to a PNG file and shows it."""
-    data = figures.png(drawn)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.writing(path) as file:
-        file.write(data)
-    return image(data, alt, wide=wide)
+    return image(figures.save(path, drawn), alt, wide=wide)
 
 
 def drawn_by_run(run: Run, name: str, alt: str, text: str, *, wide: bool = False) -> str:

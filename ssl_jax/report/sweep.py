@@ -204,7 +204,7 @@ def _last(values: Mapping[str, str], axis: str) -> dict[str, str]:
 
 
 def _read_finished(path: Path) -> page.Run | None:
-    return page.read(path) if (path / "results.json").is_file() else None
+    return page.read(path) if (path / config_lib.RESULTS_FILE).is_file() else None
 
 
 def of_runs(runs: Mapping[str, page.Run], title: str, figure_path: Callable[[str], Path]) -> Sweep:

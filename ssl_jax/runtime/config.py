@@ -26,6 +26,7 @@ from ssl_jax.runtime import files
 from ssl_jax.runtime.errors import InputError
 
 CONFIG_FILE = "config.json"
+RESULTS_FILE = "results.json"
 # Keys of a whole config that `main` reads: how a run is watched, see `watching.under_watch`. They change no
 # number, so no experiment reads them, and a run may go on with others.
 WATCH_KEYS = ("profile", "watchdog_seconds")
@@ -457,7 +458,7 @@ def claim_workdir(workdir: str | Path, config: ConfigDict) -> Path:
 
 def _left_by_run(workdir: Path) -> list[str]:
     """What there is in a work directory that a run has worked for."""
-    files_of_run = [name for name in ("metrics.jsonl", "results.json") if (workdir / name).exists()]
+    files_of_run = [name for name in ("metrics.jsonl", RESULTS_FILE) if (workdir / name).exists()]
     return files_of_run + [path.name for path in (workdir / "checkpoints").glob("*")]
 
 

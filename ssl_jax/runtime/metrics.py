@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 import jax
+import ml_collections
 import rich.console
 import rich.progress
 import tensorboardX
@@ -297,6 +299,24 @@ def _num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def provenance(protocol: ml_collections.ConfigDict, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """What results.json says of how its numbers came about.
+
+    Args:
+      protocol: the config of the run, with its `seed`.
+      seconds: part -> seconds, see `Stopwatch`.
+    """
+    return {
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "protocol": protocol.to_dict(),
+        "versions": versions(),
+        "device": device_description(),
+        "seed": protocol.seed,
+        "wall_seconds": sum(seconds.values()),
+        "seconds": seconds,
+    }
 
 
 class Stopwatch:
