@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -141,6 +142,28 @@ def test_full_disk_is_a_sentence(tmp_path):
         writer._files["metrics.jsonl"] = full
         with pytest.raises(InputError, match=r"/dev/full cannot be written: .*No space left"):
             writer.write(1, {"loss": 0.5})
+
+
+def test_a_disk_too_full_for_tensorboard_is_a_sentence_too(tmp_path):
+    """Other than with a thread that writes, which a run would wait for."""
+    code = f"""
+import resource, signal
+from ssl_jax.runtime import metrics
+from ssl_jax.runtime.errors import InputError
+writer = metrics.Metrics({str(tmp_path)!r}, resume_step=None)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, -1))  # of a file; those for TensorBoard are larger
+try:
+    for step in range(2000):
+        writer.write(step, {{"loss": 0.5}})
+except InputError as error:
+    print(error)
+writer.close()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r".*tensorboard/events\.\.\. cannot be written: .*\n", done.stdout)
+    assert 300 < len(metrics.read(tmp_path / "metrics.jsonl")) < 700
 
 
 def test_results_are_whole_or_absent(tmp_path):

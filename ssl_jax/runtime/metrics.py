@@ -18,7 +18,9 @@ import jax
 import ml_collections
 import rich.console
 import rich.progress
-import tensorboardX
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from ssl_jax.runtime import files, watching
 from ssl_jax.runtime.checkpoints import Checkpoints
@@ -53,14 +55,7 @@ class Metrics:
         for name in (METRICS_FILE, SELECTION_FILE):
             _drop_lines_after(workdir / name, last_step)
             self._files[name] = open(workdir / name, "a")  # noqa: SIM115
-        # The name of an event file has a resolution of one second, and two starts within it would
-        # share, and overwrite, one file.
-        self._tensorboard = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"),
-            purge_step=last_step + 1,
-            flush_secs=10,
-            filename_suffix=f".{time.time_ns()}",
-        )
+        self._tensorboard = _TensorBoard(workdir / "tensorboard", last_step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line {"step": step, name: value, ...}, with null for NaN and infinities.
@@ -75,8 +70,7 @@ class Metrics:
         values = {name: float(value) for name, value in values.items()}
         self._append(METRICS_FILE, {"step": int(step), **values})
         if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
+            self._tensorboard.write(int(step), values)
 
     def write_rows(self, step: int, task: str, rows: Mapping[str, Iterable[float]]) -> None:
         """Appends one line {"step": step, "task": task, name: [value of each class], ...}.
@@ -101,11 +95,56 @@ class Metrics:
             raise InputError(f"{self._files[name].name} cannot be written: {error}") from None
 
     def close(self) -> None:
-        """Closes the files."""
-        for file in self._files.values():
-            file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        """Closes the files; where the disk is full, that was said when they were written."""
+        for file in (*self._files.values(), *([self._tensorboard] if self._tensorboard else [])):
+            with contextlib.suppress(OSError):
+                file.close()
+
+
+class _TensorBoard:
+    """Scalars in an event file, written by the thread that has them.
+
+    tensorboardX's own `SummaryWriter` has a thread for it, which a full disk ends with a traceback; the run
+    would then wait forever to hand it more.
+
+    Args:
+      directory: for event files; made if it is not there.
+      first_step: values of this step and later ones in older files are dropped.
+    """
+
+    FLUSH_SECONDS = 10
+
+    def __init__(self, directory: Path, first_step: int):
+        # The name of an event file has a resolution of one second, and two starts within it would
+        # share, and overwrite, one file.
+        self._path = directory / "events"
+        with self._refusals():
+            directory.mkdir(exist_ok=True)
+            self._writer = EventsWriter(str(self._path), f".{time.time_ns()}")
+            self._writer.write_event(Event(step=first_step, file_version="brain.Event:2"))
+            start = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(step=first_step, session_log=start))
+        self._flushed = 0.0  # the first values can be seen at once
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        now = time.time()
+        with self._refusals():
+            for name, value in values.items():
+                scalar = summary.scalar(name, value)
+                self._writer.write_event(Event(wall_time=now, step=step, summary=scalar))
+            if now - self._flushed > self.FLUSH_SECONDS:
+                self._writer.flush()
+                self._flushed = now
+
+    def close(self) -> None:
+        self._writer.close()
+
+    @contextlib.contextmanager
+    def _refusals(self):
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"{self._path}... cannot be written: {error}") from None
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
