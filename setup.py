@@ -49,6 +49,6 @@ setup(
             "pytest-xdist",
             "ruff",
         ],
-        "test-parity": ["torch"],  # our networks against PyTorch's
+        "test-parity": ["torch==2.13.*"],  # our networks against those of PyTorch
     },
 )

@@ -13,7 +13,7 @@ import runs
 
 from ssl_jax.data import dfdc, manipulated_clips
 from ssl_jax.evaluation import linear_probe, scores
-from ssl_jax.experiments import deepfake, training
+from ssl_jax.experiments import deepfake
 from ssl_jax.networks import weights
 from ssl_jax.pretext import augment
 from ssl_jax.report import classifying, page
@@ -373,6 +373,16 @@ def test_the_page_of_a_run_that_goes_on(tmp_path):
     assert classifying.STAND_IN in report
 
 
-def test_sections_are_those_of_pre_training():
-    """`deepfake.Train` has all that the optimizer of pre-training asks for."""
-    assert issubclass(deepfake.Train, training.Train)
+@pytest.mark.parametrize("model", ["preset", "alexnet", "caffenet"])
+def test_the_papers_setting_fits_together(model):
+    """Only shapes: a step of the full networks on frames of 224 x 224 pixels."""
+    config = config_lib.load(CONFIG.replace("smoke", f"paper,model={model},split=hard"))
+    setup = deepfake.setup_from_config(config)
+    assert (setup.data.is_stand_in, setup.view.size) == (False, 224)
+    state = jax.eval_shape(functools.partial(deepfake.create_state, setup), jax.random.PRNGKey(0))
+    classifier = state.params["classifier"]["kernel"].shape
+    assert classifier == ({"preset": 2048}.get(model, 256), 2)
+    batch = {"image": np.zeros((4, 256, 256, 3), np.uint8), "label": np.zeros(4, np.int32)}
+    after, metrics = jax.eval_shape(functools.partial(deepfake.train_step, setup), state, batch)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert metrics["loss"].shape == ()
