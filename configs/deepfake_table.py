@@ -35,7 +35,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "compare": "split",
             "baseline": "hard",
             "seeds": tuple(range(options.seeds)),
-            "overrides": ("init.runs={workdir}", "smoothgrad.frames=0"),  # maps take a minute each to compile
+            "overrides": (
+                "init.runs={workdir}",
+                "smoothgrad.frames=0",  # maps take a minute each to compile
+                *(("train.steps=1000",) if preset == "default" else ()),
+            ),
             "first": {
                 f"{task}-{model}": pretraining(task, model, preset)
                 for model in models
@@ -47,27 +51,27 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def pretraining(task, model, preset):
-    """A run on the frames that the stand-in is made of: config file and overrides.
-
-    Frames are shown larger than they are, for AlexNet takes no tiles below 63 pixels.
-    """
+    """A run on the frames that the stand-in is made of: config file and overrides."""
     arg = [] if preset == "default" else [preset]
     words = {
         "alexnet": [],
         "resnet50": ["encoder.stem=standard", "encoder.width=16"],
         "compact": ["encoder.width=8"],
     }[model] + ["probe.enabled=False"]
+    if preset == "default":
+        words += ["train.steps=400"] + (["train.learning_rate=3e-4"] if model == "alexnet" else [])
     if task == "rotation":
         arg += ["tasks=none", "extra=rotation", f"encoder={model}"]
-        if preset != "smoke":
+        if preset == "default":
             words += ["rotation.puzzle.window=(160,160)", "rotation.puzzle.size=(80,80)"]
         return " ".join([f"configs/spatiotemporal_rl.py:{','.join(arg)}", *words])
     arg += ["policy=policy_gradient", f"encoder={model}"]
-    if preset != "smoke":
-        words += [
-            "data.image_size=(294,224)",
-            "spatial.puzzle.window=(216,216)",
-            "spatial.puzzle.tile=(64,64)",
-            "train.batch_size=32",
-        ]
+    if preset == "default":
+        words += ["train.batch_size=32"]
+        if model == "alexnet":  # takes no tiles below 63 pixels, so frames are shown larger than they are
+            words += [
+                "data.image_size=(294,224)",
+                "spatial.puzzle.window=(216,216)",
+                "spatial.puzzle.tile=(64,64)",
+            ]
     return " ".join([f"configs/jigsaw_rl.py:{','.join(arg)}", *words])
