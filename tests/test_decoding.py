@@ -1,6 +1,7 @@
 """What `decode_image` makes of pictures that are stored in unusual ways."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -71,6 +72,27 @@ def test_grey_of_16_bits_keeps_its_range(file_format):
     np.testing.assert_array_equal(pixels, np.repeat((levels >> 8)[..., None], 3, -1))
 
 
+def tiff(levels: np.ndarray, bits: int, meaning: int) -> bytes:
+    """Writes grey of 12 or 16 bits; `meaning` is 0 where white is zero, else 1."""
+    data = levels.astype("<u2").tobytes()
+    if bits == 12:
+        first, second = levels.reshape(-1, 2).T
+        thirds = [first >> 4, (first & 15) << 4 | second >> 8, second & 255]
+        data = np.stack(thirds, -1).astype(np.uint8).tobytes()
+    tags = {256: SIZE[1], 257: SIZE[0], 258: bits, 259: 1, 262: meaning}
+    tags |= {273: 8 + 2 + 12 * 9 + 4, 277: 1, 278: SIZE[0], 279: len(data)}  # 273: where the pixels begin
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + data
+
+
+@pytest.mark.parametrize(("bits", "meaning"), [(12, 1), (16, 0), (16, 1)])
+def test_deep_grey_of_tiff_has_its_range_and_its_white(bits, meaning):
+    levels = np.arange(SIZE[0] * SIZE[1], dtype=np.uint16).reshape(SIZE) * (10 if bits == 12 else 170)
+    pixels = decode_image(tiff(levels, bits, meaning), SIZE, SIZE)
+    grey = levels >> (bits - 8)
+    np.testing.assert_array_equal(pixels, np.repeat((grey if meaning else 255 - grey)[..., None], 3, -1))
+
+
 def test_numbers_without_a_known_range_are_refused():
     for dtype in (np.float32, np.int32):
         contents = encoded(Image.fromarray(np.ones(SIZE, dtype)), "TIFF")
@@ -98,6 +120,10 @@ def test_what_is_transparent_is_white():
     assert (decode_image(key, SIZE, SIZE) == 255).all()
     grey = encoded(Image.new("LA", SIZE[::-1], (100, 255)))
     assert (decode_image(grey, SIZE, SIZE) == 100).all()
+    levels = np.arange(SIZE[0] * SIZE[1], dtype=np.uint16).reshape(SIZE) * 170
+    deep = encoded(Image.fromarray(levels), transparency=int(levels[3, 4]))
+    expected = np.where(levels == levels[3, 4], 255, levels >> 8)
+    np.testing.assert_array_equal(decode_image(deep, SIZE, SIZE), np.repeat(expected[..., None], 3, -1))
 
 
 @pytest.mark.filterwarnings("ignore:Image size")

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 from absl import flags
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ssl_jax.data.sources import Source, TooLargeError, blank
 from ssl_jax.runtime.errors import InputError
@@ -258,13 +258,25 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ValueError: its numbers have no known range.
     """
     if image.mode.startswith("I;16"):  # Pillow itself would cut at 255.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = from_deep_grey(image)
     if image.mode in ("I", "F"):
         raise ValueError(f"pictures of mode {image.mode} have no known white")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def from_deep_grey(image: Image.Image) -> Image.Image:
+    """Returns grey of 9 to 16 bits as grey of 8; what Pillow leaves to others in these is done here."""
+    levels, tags = np.asarray(image), getattr(image, "tag_v2", {})  # of TIFF
+    grey = (levels >> (tags.get(ExifTags.Base.BitsPerSample, (16,))[0] - 8)).astype(np.uint8)
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # White is zero.
+        grey = 255 - grey
+    result = Image.fromarray(grey)
+    if "transparency" in image.info:  # one of the levels, of PNG
+        result.putalpha(Image.fromarray(levels != image.info["transparency"]))
+    return result
 
 
 def read_picture(index: int, rng: np.random.Generator | None, *, source: Source, **decoding: Any) -> Reading:
