@@ -34,6 +34,7 @@ def smoke(tmp_path, monkeypatch, atari_tiny_dir):
     monkeypatch.setenv("TFDS_DATA_DIR", atari_tiny_dir)
     monkeypatch.setenv("PYTHONPATH", str(COLABS.parent))
     monkeypatch.setenv("XLA_FLAGS", "")  # one device: four simulated ones only take turns
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiling is most of their time
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     return tmp_path
 
