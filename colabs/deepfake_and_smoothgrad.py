@@ -137,7 +137,7 @@ display(maps.convert("RGB").reduce(3).quantize(32))
 # kind of map with that of the untrained network: near 0 is good, near 1 is an edge detector.
 
 # %%
-correlations = {split: of["parameter_randomisation"] for split, of in results.items()}
+correlations = {split: of["attributions"]["parameter_randomisation"] for split, of in results.items()}
 display(pd.DataFrame(correlations).round(2))
 
 # %% [markdown]

@@ -82,11 +82,22 @@ def test_smoke_fills_its_work_directory(smoke):
     assert results["split"]["leaks"]["train and test"]["videos"] > 0
     assert results["split"]["balance"]["test"]["frames"] == {"REAL": 12, "FAKE": 12}
     assert sum(map(sum, results["confusion"])) == sum(results["calibration"]["count"]) == 24
-    assert results["parameter_randomisation"].keys() == {
-        "squares", "mean", "variance", "integrated", "gradient"
-    }  # fmt: skip
+    kinds = {"squares", "mean", "variance", "integrated", "gradient"}
+    assert results["attributions"]["parameter_randomisation"].keys() == kinds
+    for exchange in ("deletion", "insertion"):
+        curves = results["attributions"][exchange]
+        assert curves.keys() == kinds | {"chance"}
+        assert {len(curve) for curve in curves.values()} == {3}
+    # All curves of one kind begin with the same pictures, and end with the same.
+    ends = np.array([[curve[0], curve[-1]] for curve in results["attributions"]["deletion"].values()])
+    np.testing.assert_allclose(ends, np.broadcast_to(ends[:1], ends.shape), atol=1e-5)
     assert results["left_out"] == results["bad_images"] == {}
-    assert {path.name for path in (workdir / "figures").iterdir()} >= {"attributions.png", "frames.png"}
+    assert {path.name for path in (workdir / "figures").iterdir()} >= {
+        "attributions.png",
+        "frames.png",
+        "deletion.png",
+        "insertion.png",
+    }
     assert "in both train and test" in log
     said = " ".join(output.split())
     assert "Stand-in, not DFDC; random split" in said

@@ -215,7 +215,7 @@ class SmoothGrad:
       frames: of the test split, of different videos as far as there are.
       samples: noisy copies of each.
       noise: their deviation as a share of the range of the input.
-      steps: points of integrated gradients.
+      steps: points of integrated gradients, and of the curves of deleted and inserted pixels.
       chunk: copies or points of each frame at a time.
     """
 
@@ -814,7 +814,7 @@ def judge(
         },
         "confusion": scores.confusion(answers["test"]),
         "calibration": scores.calibration_curve(answers["test"]),
-        "parameter_randomisation": sanity,
+        "attributions": sanity,
         "bad_images": Counter(around.batches["image"].skipped.causes.values()),
         "left_out": {cause: [len(names), *names[:5]] for cause, names in around.data.left_out.items()},
     }
@@ -852,12 +852,14 @@ def some_frames(setup: Setup, around: training.Surroundings, number: int) -> dic
     return {"image": np.stack(images), "label": labels[chosen]}
 
 
-def explain(setup: Setup, around: training.Surroundings, state: State) -> dict[str, float]:
-    """Draws which pixels the answers to some test frames hang on.
+def explain(setup: Setup, around: training.Surroundings, state: State) -> dict[str, Any]:
+    """Draws which pixels the answers to some test frames hang on, and asks whether the maps can be believed.
 
     Returns:
-      Kind of map -> Spearman's rank correlation with the map of the same network with other, random
-      parameters, the mean over frames: near 1, a map shows the frame, and nothing of the network.
+      "parameter_randomisation": kind of map -> Spearman's rank correlation with the map of the same network
+      with other, random parameters, the mean over frames: near 1, a map shows the frame, and nothing of the
+      network. "deletion" and "insertion": kind of map, or "chance" for pixels in random order -> mean
+      probability of the answer over shares of the pixels, see `smoothgrad.deletion`. {} without frames.
     """
     if setup.smoothgrad.frames < 1:
         return {}
@@ -882,7 +884,27 @@ def explain(setup: Setup, around: training.Surroundings, state: State) -> dict[s
         around.workdir / "figures" / "attributions.png", figures.attributions(shown, maps[0], titles)
     )
     correlations = {name: smoothgrad.rank_correlation(maps[0][name], maps[1][name]) for name in maps[0]}
-    return {name: float(np.nanmean(values)) for name, values in correlations.items()}
+    return {
+        "parameter_randomisation": {name: float(np.nanmean(row)) for name, row in correlations.items()},
+        **exchange_pixels(setup, trained, views, answers.argmax(-1), maps[0]),
+    }
+
+
+def exchange_pixels(
+    setup: Setup, variables: Any, views: jax.Array, target: jax.Array, maps: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, np.ndarray]]:
+    """The curves of `explain`: the hottest pixels are made grey, or put on a blurred frame, first."""
+    logits = jax.tree_util.Partial(setup.network.apply, variables)
+    chance = jax.random.uniform(jax.random.key(setup.seed), views.shape[:3])
+    grey, blurred = jnp.zeros((1, 1, 1, 1)), smoothgrad.blurred(views)
+    curves = {"deletion": {}, "insertion": {}}
+    for name, heat in {**maps, "chance": chance}.items():
+        steps = setup.smoothgrad.steps
+        deleted = smoothgrad.deletion(logits, views, target, heat, grey, steps=steps)
+        inserted = smoothgrad.insertion(logits, views, target, heat, blurred, steps=steps)
+        curves["deletion"][name] = np.asarray(deleted.probability.mean(0))
+        curves["insertion"][name] = np.asarray(inserted.probability.mean(0))
+    return curves
 
 
 def randomised(setup: Setup) -> dict[str, Any]:

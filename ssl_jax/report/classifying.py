@@ -1,8 +1,9 @@
 """What the page says about a classification of manipulated videos."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 from rich.text import Text
 
@@ -163,8 +164,8 @@ def _scores(run: page.Run) -> Iterator[str]:
 
 
 def _attributions(run: page.Run) -> Iterator[str]:
-    correlations = run.part("parameter_randomisation")
-    if not correlations:
+    known = run.part("attributions")
+    if not known:
         return
     yield page.drawn_by_run(
         run,
@@ -174,11 +175,37 @@ def _attributions(run: page.Run) -> Iterator[str]:
         "of squared gradients), SmoothGrad, VarGrad, integrated gradients, and the plain gradient.",
         wide=True,
     )
-    listed = ", ".join(f"{name} {page.score(value)}" for name, value in correlations.items())
+    exchanges = {name: known[name] for name in ("deletion", "insertion")}
+    rows = {
+        "correlation with random parameters": known["parameter_randomisation"],
+        **{
+            f"area under {name}": dict(zip(of, map(area, of.values()), strict=True))
+            for name, of in exchanges.items()
+        },
+    }
     yield (
-        "<p>Sanity check: rank correlation of each kind of map with that of the same network with random "
-        f"parameters: {page.escape(listed)}. Near 1, a map shows the frame, and nothing that was learned.</p>"
+        "<p>Whether to believe them. Rank correlation of each kind of map with that of the same network with "
+        "random parameters: near 1, a map shows the frame, and nothing that was learned. And the "
+        "probability of the answer while the hottest pixels are made grey (deletion: a good map has a small "
+        "area), or put on a blurred frame (insertion: a large one); chance takes pixels in random order.</p>"
     )
+    kinds = list(exchanges["deletion"])
+    by_kind = {row: {kind: of.get(kind) for kind in kinds} for row, of in rows.items()}
+    panels = []
+    for name, of in exchanges.items():
+        series = {kind: (_percents(curve), curve) for kind, curve in of.items()}
+        drawn = figures.curves(series, ylabel="probability of the answer", xlabel=f"pixels, {name}, %")
+        panels.append(page.figure(run.figure_path(name), drawn, f"Curves of {name}."))
+    yield f"{page.scores_table(by_kind, 'kind of map')}<div class=pair>{''.join(panels)}</div>"
+
+
+def area(curve: Sequence[float]) -> float:
+    """The area under a curve over equal shares from 0 to 1, by trapezia."""
+    return float(np.trapezoid(curve, dx=1 / (len(curve) - 1)))
+
+
+def _percents(curve: Sequence[float]) -> list[float]:
+    return np.linspace(0, 100, len(curve)).tolist()
 
 
 def _split(run: page.Run) -> Iterator[str]:
