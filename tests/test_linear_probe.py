@@ -229,8 +229,6 @@ def test_a_label_that_training_lacks_is_missed():
 )  # fmt: skip
 def test_grids_of_about_nine_thousand_values(height, width, channels, grid):
     assert linear_probe.grid_of(height, width, channels, 9000) == grid
-    maps = np.ones((2, height, width, channels), np.float32)
-    assert linear_probe.pool_to(maps, 9000).shape == (2, grid[0] * grid[1] * channels)
 
 
 def test_scores_are_those_of_sklearn():

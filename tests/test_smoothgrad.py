@@ -187,41 +187,11 @@ def small_network():
     return attribute, {**params, "head": {"kernel": learned}}, random_params
 
 
-def test_randomised_parameters_change_maps(small_network):
+def test_randomised_parameters_change_maps_and_other_noise_does_not(small_network):
     attribute, params, random_params = small_network
-    before = jax.tree.map(np.copy, params)
-    layers = ("head", "encoder/conv3", "encoder/conv2", "encoder/conv1")
-    cascade = dict(smoothgrad.parameter_randomisation(attribute, params, random_params, layers))
-    assert list(cascade) == list(layers)
-    assert all(correlation.shape == (2,) for correlation in cascade.values())
-    # Each is randomised on top of those before it, so that the last one is all of them.
-    ((name, whole),) = smoothgrad.parameter_randomisation(attribute, params, random_params)
-    assert name == "all"
-    np.testing.assert_allclose(cascade["encoder/conv1"], whole, atol=1e-6)
-    other_noise = smoothgrad.rank_correlation(attribute(params), attribute(params, jax.random.key(8)))
-    assert (other_noise > 0.9).all()
-    assert (cascade["head"] < 0.7).all()
-    assert (whole < 0.7).all()
-    jax.tree.map(np.testing.assert_array_equal, params, before)
-    step = {
-        "encoder": {**params["encoder"], "conv3": random_params["encoder"]["conv3"]},
-        "head": random_params["head"],
-    }
-    expected = smoothgrad.rank_correlation(attribute(params), attribute(step))
-    np.testing.assert_allclose(cascade["encoder/conv3"], expected, atol=1e-6)
-
-
-def test_maps_that_show_only_the_picture_do_not_change(small_network):
-    _, params, random_params = small_network
-    edges = lambda params: np.abs(np.diff(IMAGES.mean(-1), axis=1))
-    for layers in (None, ["head", "encoder"]):
-        for _, correlation in smoothgrad.parameter_randomisation(edges, params, random_params, layers):
-            np.testing.assert_allclose(correlation, 1)
-
-
-def test_unknown_layers_name_the_closest(small_network):
-    with pytest.raises(InputError, match=r"layer 'encoder/conv4', did you mean 'encoder/conv\d'"):
-        list(smoothgrad.parameter_randomisation(*small_network, ["head", "encoder/conv4"]))
+    map_of, others = attribute(params), attribute(params, jax.random.key(8))
+    assert (smoothgrad.rank_correlation(map_of, others) > 0.9).all()
+    assert (smoothgrad.rank_correlation(map_of, attribute(random_params)) < 0.7).all()
 
 
 @settings(max_examples=30)

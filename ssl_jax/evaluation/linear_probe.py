@@ -62,11 +62,6 @@ def grid_of(height: int, width: int, channels: int, values: int) -> tuple[int, i
     return max((grid for grid in grids if grid[0] * grid[1] * channels <= values), default=(1, 1))
 
 
-def pool_to(maps: jax.Array, values: int = 9000) -> jax.Array:
-    """Means of maps [N, h, w, C] over the cells of the largest grid that leaves at most `values` values."""
-    return pool(maps, grid_of(*maps.shape[1:], values))
-
-
 @dataclasses.dataclass(frozen=True)
 class LinearProbe:
     """Fitted classifiers, one for each weight decay and each column of labels.

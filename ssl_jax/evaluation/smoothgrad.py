@@ -14,8 +14,7 @@ et al. 2018 (arXiv 1810.03292); deletion and insertion, Petsiuk et al. 2018 (arX
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -25,7 +24,6 @@ from jax import lax
 from jax.tree_util import Partial
 from scipy import stats
 
-from ssl_jax.runtime.config import check_known
 from ssl_jax.runtime.errors import InputError
 
 Logits = Callable[[jax.Array], jax.Array]
@@ -251,54 +249,11 @@ def _integrated_gradients(logits, images, target, baseline, steps, chunk):
 # --- Whether the maps can be believed
 
 
-def parameter_randomisation(
-    attribute: Callable[[Any], jax.Array],
-    params: Any,
-    random_params: Any,
-    layers: Sequence[str] | None = None,
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Whether maps change when what was learned is taken away (Adebayo et al. 2018, Sec. 3).
-
-    A map that stays the same shows the picture, and nothing of the network.
-
-    Args:
-      attribute: parameters -> the heat of some pictures, float [N, H, W].
-      params: nested dicts of arrays, as they were learned.
-      random_params: the same, initialised anew.
-      layers: paths in the parameters ("head", "encoder/block4_unit2"), from the answer down to the pixels:
-        they are randomised one after the other, and stay so (cascading). None: all parameters at once.
-
-    Yields:
-      (layer, float64 [N]): Spearman's rank correlation between the heat of each picture before and after
-      this layer and those above it were randomised; "all" where no layers are given. NaN where a map is the
-      same everywhere.
-
-    Raises:
-      InputError: there are no parameters of such a path.
-    """
-    names = [_path(path).split("/") for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    for layer in layers or ():
-        depth = layer.count("/") + 1
-        check_known("layer", layer, sorted({"/".join(name[:depth]) for name in names}))
-    before = np.asarray(attribute(params))
-    if layers is None:
-        yield "all", rank_correlation(before, np.asarray(attribute(random_params)))
-        return
-    for layer in layers:
-        params = jax.tree_util.tree_map_with_path(
-            lambda path, old, new, layer=layer: new if f"{_path(path)}/".startswith(f"{layer}/") else old,
-            params,
-            random_params,
-        )
-        yield layer, rank_correlation(before, np.asarray(attribute(params)))
-
-
-def _path(path):
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def rank_correlation(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Spearman's rank correlation of each map with the other: float [N, H, W] twice -> float64 [N].
+
+    Between the maps of a network and those of the same network with random parameters it tells what a map
+    shows of what was learned (Adebayo et al. 2018, Sec. 3): near 1, only the picture.
 
     Equal values share the mean of their ranks. NaN where all values are equal.
     """
