@@ -22,7 +22,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from ssl_jax.runtime import files
+from ssl_jax.runtime import files, memory
 from ssl_jax.runtime.errors import InputError
 
 CONFIG_FILE = "config.json"
@@ -369,6 +369,7 @@ def run_app(main: Callable[[list[str]], None]) -> None:
     Args:
       main: called with what is left of `sys.argv` once the flags are parsed.
     """
+    memory.keep_freed()
     try:
         app.run(main, flags_parser=_parse_flags_of_app)
     except InputError as error:
