@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ssl_jax.atari.replay import PRIORITY_FLOOR, Replay, Transitions
@@ -748,6 +749,23 @@ def test_the_learning_rate_falls_over_the_last_share_of_the_training():
         [1, 1, 10 / 15, 1 / 15]
     )
     assert make_setup("smoke", **{"train.decay_share": 0.0}).rate_factor(59) == 1
+
+
+@pytest.mark.parametrize("max_norm", [4.0, 5.0, 6.0])
+def test_clipping_is_that_of_optax(max_norm):
+    gradient = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([[-4.0]])}  # norm 5
+    ours, theirs = dueling_dqn.clip_by_global_norm(max_norm), optax.clip_by_global_norm(max_norm)
+    assert ours.init(gradient) == theirs.init(gradient)
+    actual, state = ours.update(gradient, ours.init(gradient))
+    expected, _ = theirs.update(gradient, theirs.init(gradient))
+    assert state == theirs.init(gradient)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), actual, expected)
+
+
+def test_no_gradient_at_all_stays_none():
+    clip = dueling_dqn.clip_by_global_norm(1.0)
+    zeros, _ = clip.update({"a": jnp.zeros(2)}, clip.init(None))
+    np.testing.assert_array_equal(zeros["a"], [0, 0])
 
 
 def test_half_the_rate_moves_the_parameters_half_as_far(tasks):
