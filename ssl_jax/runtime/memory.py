@@ -15,7 +15,7 @@ def keep_freed() -> None:
     XLA's CPU backend allocates the temporary arrays of a program anew at every call. Where they take more
     than 32 MiB, glibc would get them from the system each time, which zeroes every page of 4 KiB when it
     is first touched: a sixth of the time of an update of a Q-network. Other arrays that come and go, such
-    as batches of pictures, gain as well. Without glibc nothing changes.
+    as batches of pictures, gain as well. Without glibc, or with one before 2.35, nothing changes.
     """
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
