@@ -8,7 +8,8 @@ python -m launch.sweep --config=configs/ablation.py:smoke --dry_run      # only 
 Every run makes the same number of steps with the same batches: a sweep whose runs do not train alike is
 refused. `overrides` are for all runs. A value of an axis may bring its own, after blanks, of keys that all
 of its runs have: with --config.axes.tasks="('spatial',)" the value
-"policy_gradient spatial.selection.period=16" is one more player.
+"policy_gradient spatial.selection.period=16" is one more player. So is, with
+--config.axes.tasks="('both',)", the value "joint", the policy that both tasks share.
 
 Not yet run whole; results/ablation_spatial has five seeds of uniform and policy_gradient on the spatial task.
 """

@@ -1,13 +1,15 @@
 """Permutation puzzles in space and time on one encoder (Büchler, Brattoli, Ommer, ECCV 2018).
 
 python -m ssl_jax.main --config=configs/spatiotemporal_rl.py                               # both tasks
+python -m ssl_jax.main --config=configs/spatiotemporal_rl.py:policy=joint                  # one for both
 python -m ssl_jax.main --config=configs/spatiotemporal_rl.py:tasks=temporal,policy=uniform
 python -m ssl_jax.main --config=configs/spatiotemporal_rl.py:tasks=spatial                 # as jigsaw_rl.py
 python -m ssl_jax.main --config=configs/spatiotemporal_rl.py:paper,tasks=both
 
 With both, every step takes a batch of pictures and one of clips, and learns from the sum of both losses; each
-task has a permutation set and a player of its own. A further task is a further section, `rotation`,
-`context`, `arrow_of_time` or `colorization`: option extra=rotation. `paper` was never run whole.
+task has a permutation set and a player of its own; or, with policy=joint, a head of one policy, which sees
+how well both tasks are solved and learns from the mean of their errors. A further task is a further section,
+`rotation`, `context`, `arrow_of_time` or `colorization`: option extra=rotation. `paper` was never run whole.
 """
 
 import copy
@@ -17,6 +19,7 @@ from ml_collections import ConfigDict
 from ssl_jax.runtime.config import parse_arg, sibling
 
 jigsaw_rl = sibling(__file__, "jigsaw_rl.py")
+OPTIONS = jigsaw_rl.OPTIONS | {"policy": (*jigsaw_rl.OPTIONS["policy"], "joint")}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -25,11 +28,18 @@ def get_config(arg: str | None = None) -> ConfigDict:
         presets=("smoke", "paper"),
         tasks=("both", "spatial", "temporal", "none"),
         extra=("none", "rotation", "context", "arrow_of_time", "colorization"),
-        **jigsaw_rl.OPTIONS,
+        **OPTIONS,
     )
+    joint = options.policy == "joint"
+    if joint:
+        # Which has no options in a task's section, as the policy that both share has none there.
+        options.policy = "uniform"
     config = jigsaw_rl.get_config(
         ",".join([preset, *(f"{name}={getattr(options, name)}" for name in jigsaw_rl.OPTIONS)])
     )
+    if joint:
+        config.spatial.selection.name = "joint"
+        config.selection = jigsaw_rl.player("policy_gradient", preset)
     if options.tasks in ("both", "temporal"):
         config.temporal = temporal(config.spatial, preset)
     if options.tasks in ("temporal", "none"):

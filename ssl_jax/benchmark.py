@@ -23,7 +23,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -145,19 +145,22 @@ class PretrainBench:
 
         return timed(once, self.seconds)
 
-    def skill_seconds(self, network, state, task: Task, observe: bool) -> float:
-        """Seconds to measure skill on the whole selection slice, and to show it to the player if asked."""
+    def skill_meter(self, network, task: Task) -> SkillMeter:
+        """Of a task, on a selection slice of noise."""
         skill = task.selection_slice
         pictures = random_pictures(self.setup, task, skill.batch_size)
         batch = mesh_lib.shard_batch(
             {task.pictures: pictures, "mask": np.ones(len(pictures), bool)}, self.mesh
         )
         batches = [batch] * -(-skill.examples // len(pictures))
-        meter = SkillMeter(network, task, skill, batches, self.setup.seed)
-        look = jax.jit(functools.partial(pretrain.observe, task))
-        variables = training.variables_of(state)
-        once = lambda: look(state, meter(variables)) if observe else meter(variables)
-        return timed(once, self.seconds)
+        return SkillMeter(network, task, skill, batches, self.setup.seed)
+
+    def look_seconds(self, tasks: Sequence[Task]) -> float:
+        """Seconds to measure skill on the whole selection slices of tasks, and to show it to their player."""
+        meters = [self.skill_meter(self.setup.network, task) for task in tasks]
+        look = jax.jit(functools.partial(pretrain.observe, tasks))
+        variables = training.variables_of(self.state)
+        return timed(lambda: look(self.state, [meter(variables) for meter in meters]), self.seconds)
 
 
 def measure_step(bench: PretrainBench) -> Iterator[Row]:
@@ -273,11 +276,10 @@ def measure_overlap(bench: PretrainBench) -> Iterator[Row]:
 def measure_selection(bench: PretrainBench) -> Iterator[Row]:
     """What the players cost: one look at the network in `period` steps each."""
     share = 0.0
-    for task in bench.setup.tasks:
-        if task.player.period:
-            seconds = bench.skill_seconds(bench.setup.network, bench.state, task, observe=True)
-            yield f"selection/{task.name}/look", seconds, "s"
-            share += seconds / (task.player.period * bench.step_seconds)
+    for tasks in bench.setup.looks:
+        seconds = bench.look_seconds(tasks)
+        yield f"selection/{tasks[0].player_state}/look", seconds, "s"
+        share += seconds / (tasks[0].player.period * bench.step_seconds)
     yield "selection/share_of_training", 100 * share, "%"
 
 
@@ -292,14 +294,15 @@ def measure_permutations(bench: PretrainBench) -> Iterator[Row]:
     network = setup.network.clone(heads={task.name: task.head})
     setup = dataclasses.replace(setup, tasks=(task,), network=network)
     state = mesh_lib.replicate(pretrain.create_state(setup, jax.random.PRNGKey(setup.seed)), bench.mesh)
-    times = {}
+    variables, times = training.variables_of(state), {}
     for number, each in ((10, None), (1000, 100), (1000, None)):
         some = dataclasses.replace(
             task,
             orders=orders[:number],
             selection_slice=dataclasses.replace(task.selection_slice, classes_per_example=each),
         )
-        times[number, each] = bench.skill_seconds(network, state, some, observe=False)
+        meter = bench.skill_meter(network, some)
+        times[number, each] = timed(functools.partial(meter, variables), bench.seconds)
         answers = "all" if each is None else f"{each} an image"
         yield f"permutations/{number}, {answers}", times[number, each], "s"
     yield "permutations/1000 over 10, 100 an image", times[1000, 100] / times[10, None], "x"

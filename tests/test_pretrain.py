@@ -75,7 +75,7 @@ def step(setup):
 
 @pytest.fixture(scope="module")
 def observe(setup):
-    return jax.jit(functools.partial(pretrain.observe, setup.tasks[0]))
+    return jax.jit(functools.partial(pretrain.observe, setup.tasks))
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def advance(state, step, observe, devices=1):
         state, metrics = step(state, batch_of(number, devices))
         losses.append(float(metrics["loss"]))
         if number == 1:
-            state, _ = observe(state, SEEN)
+            state, _ = observe(state, [SEEN])
     return state, losses
 
 
@@ -194,7 +194,7 @@ def test_the_player_counts_what_it_chose_until_it_looks(setup, step, observe, fi
     for number in range(setup.tasks[0].player.period):
         state, _ = step(state, batch_of(number))
     assert state.selection["spatial"].count.sum() == setup.tasks[0].player.period * BATCH
-    state, metrics = observe(state, SEEN)
+    state, (metrics,) = observe(state, [SEEN])
     assert metrics["error"] == pytest.approx(1 - SEEN.accuracy.mean(), rel=1e-5)
     assert state.selection["spatial"].count.sum() == 0
     state, _ = step(state, batch_of(9))

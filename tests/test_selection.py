@@ -193,6 +193,105 @@ def test_the_first_policy_is_uniform_over_permutations_whatever_the_sizes_of_the
     np.testing.assert_allclose(player.probability(state), np.full(6, 1 / 6), atol=1e-6)
 
 
+SIZES = (4, 6)  # permutations of two tasks, which are in two groups each
+
+
+@pytest.fixture(scope="module")
+def joint():
+    """Players of two tasks that are one policy, without the entropy bonus."""
+    return tuple(map(compiled, make_joint(num_permutations=SIZES, num_groups=2, entropy_bonus=0.0)))
+
+
+def make_joint(**options):
+    given = {"period": 1, "hidden": 64, "learning_rate": 0.01, "entropy_bonus": 0.01, "baseline_decay": 0.9}
+    return policy_gradient.make_joint(**given | options)
+
+
+def test_players_that_share_a_policy_draw_from_their_own_sets(joint):
+    rng, state = np.random.default_rng(0), joint[0].init(KEY)
+    for look in range(5):
+        drawn = []
+        for number, (player, size) in enumerate(zip(joint, SIZES, strict=True)):
+            probability = np.asarray(player.probability(state))
+            assert probability.shape == (size,)
+            np.testing.assert_allclose(probability.sum(), 1, atol=1e-5)
+            before, (state, index) = state, player.choose(jax.random.key(2 * look + number), state, 2000)
+            chex.assert_trees_all_equal_shapes_and_dtypes(before, state)
+            assert (index.dtype, int(index.min()), int(index.max())) == (jnp.int32, 0, size - 1)
+            np.testing.assert_allclose(np.bincount(index) / 2000, probability, atol=0.06)
+            group = np.split(np.asarray(state.group), [SIZES[0]])[number]
+            assert set(group) == {2 * number, 2 * number + 1}
+            drawn += np.bincount(group[index] - 2 * number, minlength=2).tolist()
+        np.testing.assert_array_equal(state.count, drawn)
+        state, *metrics = joint[0].observe(KEY, state, *(evaluation(rng.random(size)) for size in SIZES))
+        assert len(metrics) == 2
+        assert not state.count.any()
+
+
+def test_an_update_of_two_tasks_by_hand(joint):
+    player, state = joint[0], joint[0].init(KEY)
+    seen = lambda rise: (evaluation(np.full(4, 0.1 + rise)), evaluation(np.full(6, 0.3 + 2 * rise)))
+    for _ in range(2):
+        state, *_ = player.observe(KEY, state, *seen(0))
+    state = state.replace(
+        group=jnp.array([0, 0, 1, 1, 2, 3, 3, 3, 3, 3]), count=jnp.array([9.0, 1.0, 3.0, 1.0])
+    )
+    state, *metrics = player.observe(KEY, state, *seen(0.1))
+    np.testing.assert_allclose([m["error"] for m in metrics], [0.8, 0.5], atol=1e-6)
+    # Of the errors, 0.9 and 0.7 before, the mean fell from 0.8 to 0.65. A first reward is its own scale.
+    np.testing.assert_allclose([m["reward"] for m in metrics], [0.15, 0.15], atol=1e-6)
+    np.testing.assert_allclose([m["advantage"] for m in metrics], [1, 1], atol=1e-5)
+    # All logits are zero, so that all permutations of a task are drawn alike, and the entropy is largest.
+    np.testing.assert_allclose([m["entropy"] for m in metrics], np.log([4, 6]), rtol=1e-5)
+    # Each head's score rises with what it drew more often than was to be expected.
+    score = np.array([0.9 - 1 / 2, 0.1 - 1 / 2, 0.75 - 1 / 6, 0.25 - 5 / 6])
+    bias = lambda tree: tree["params"]["Dense_1"]["bias"]
+    np.testing.assert_allclose(bias(state.opt_state[0].mu), -0.1 * score, rtol=1e-4)  # 1 - Adam's b1
+    np.testing.assert_array_equal(np.sign(bias(state.params)), np.sign(score))
+
+
+def test_a_head_sees_the_states_of_all_tasks(joint):
+    player, state = joint[0], joint[0].init(KEY)
+    params = jax.tree.map(lambda leaf: 0.3 * jax.random.normal(KEY, leaf.shape), state.params)
+    state = state.replace(params=params)
+    other = state.replace(rows=state.rows.at[2 * SIZES[0] :].add(0.5))  # those of the second task
+    assert np.abs(player.probability(state) - player.probability(other)).max() > 0.01
+
+
+def test_a_joint_policy_finds_the_group_of_each_task_that_teaches():
+    """The world of `learn`, twice; the reward does not say in which of the two skill rose."""
+    sizes = (12, 6)
+    players = make_joint(num_permutations=sizes, num_groups=3)
+    bases = [jnp.repeat(jnp.array([0.1, 0.3, 0.5]), size // 3) for size in sizes]
+
+    def one(best_groups, seed):
+        members = [
+            jnp.repeat(jnp.arange(3), size // 3) == best
+            for size, best in zip(sizes, best_groups, strict=True)
+        ]
+
+        def round_(carry, key):
+            state, skills = carry
+            skills = list(skills)
+            for task, player in enumerate(players):
+                state, index = player.choose(jax.random.fold_in(key, task), state, 64)
+                skills[task] = 0.5 * skills[task] + 0.2 * members[task][index].mean()
+            seen = [evaluation(base + skill) for base, skill in zip(bases, skills, strict=True)]
+            state, *_ = players[0].observe(key, state, *seen)
+            shares = [
+                (player.probability(state) * best).sum()
+                for player, best in zip(players, members, strict=True)
+            ]
+            return (state, tuple(skills)), jnp.stack(shares)
+
+        keys = jax.random.split(jax.random.key(seed), 600)
+        return jax.lax.scan(round_, (players[0].init(KEY), (0.0, 0.0)), keys)[1][-100:].mean(0)
+
+    best_groups = jnp.array([[0, 0], [0, 2], [1, 0], [1, 2], [2, 1], [2, 2]])
+    learned = jax.jit(jax.vmap(one))(best_groups, jnp.arange(6))
+    assert (learned > 0.8).all(), learned  # by chance 1/3
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def learn(player, rounds, best_group=1, seed=0):
     """A world in which only permutations of one group teach anything.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
@@ -146,6 +147,25 @@ def test_an_encoder_that_learned_from_lightness_is_shown_lightness(setup):
     np.testing.assert_allclose(rotation.see(pixels), augment.normalize(pixels), atol=1e-6)
 
 
+# --- One policy for several tasks
+
+
+@pytest.mark.parametrize(("preset", "period"), [("default", 32), ("smoke", 4), ("paper", 500)])
+def test_tasks_that_share_a_policy_are_looked_at_together(preset, period):
+    setup = make_setup(f"{preset},policy=joint,extra=rotation")
+    names = {task.name: (task.player_name, task.player_state, task.player.period) for task in setup.tasks}
+    shared = ("joint", "joint", period)
+    assert names == {"spatial": shared, "temporal": shared, "rotation": ("uniform", "rotation", 0)}
+    assert [[task.name for task in tasks] for tasks in setup.looks] == [["spatial", "temporal"]]
+    alone = make_setup(preset)
+    assert [[task.name for task in tasks] for tasks in alone.looks] == [["spatial"], ["temporal"]]
+
+    state = jax.eval_shape(functools.partial(pretrain.create_state, setup), jax.random.PRNGKey(0))
+    assert state.selection.keys() == {"joint", "rotation"}
+    assert state.selection["joint"].count.shape == (20,)  # ten groups of each of the two
+    assert state.selection["joint"].group.shape == (sum(task.num_classes for task in setup.tasks[:2]),)
+
+
 # --- What cannot be
 
 
@@ -166,6 +186,23 @@ def test_an_encoder_that_learned_from_lightness_is_shown_lightness(setup):
         ),
         ("extra=colorization", {"colorization.puzzle.uniform": 0.0}, "uniform must lie in (0, 1], not 0.0"),
         ("extra=colorization,encoder=caffenet", {}, "32 x 32 pixels are too small for CaffeNet"),
+        (
+            "tasks=temporal,extra=rotation,policy=joint",
+            {},
+            "config.temporal.selection.name=joint is a policy that tasks share, and no other task has it",
+        ),
+        (
+            "policy=joint",
+            {"temporal.selection.name": "uniform"},
+            "config.spatial.selection.name=joint is a policy that tasks share, and no other task has it",
+        ),
+        (
+            "tasks=none,extra=rotation,policy=joint",
+            {},
+            "config.selection is read by nobody: it has the options of a policy that tasks share, and no",
+        ),
+        ("policy=joint", {"spatial.selection.name": "jont"}, "did you mean 'joint'"),
+        ("policy=joint", {"selection.period": 0}, "config.selection.period must be at least 1, not 0"),
     ],
 )
 def test_values_that_cannot_be_are_named(arg, overrides, sentence):
@@ -184,6 +221,37 @@ def test_a_player_that_needs_permutations_is_refused_where_there_are_none():
     assert "config.rotation.selection.name=curriculum orders permutations by their distance" in str(
         error.value
     )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        (
+            "temporal.selection.period",
+            3,
+            "config.temporal.selection.period is read by nobody, for config.temporal.selection.name=joint is "
+            "a policy that tasks share; its options are those of config.selection.",
+        ),
+        (
+            "selection.perod",
+            3,
+            "unknown key 'config.selection.perod', did you mean 'config.selection.period'",
+        ),
+        ("selection.hidden", 6.5, "config.selection.hidden must be int, not 6.5"),
+        (
+            "selection",
+            None,
+            "config.selection is missing; it must have the options of the policy that spatial",
+        ),
+    ],
+)
+def test_a_policy_that_tasks_share_has_its_options_in_one_place(key, value, sentence):
+    config = config_lib.load(f"{CONFIG}:smoke,policy=joint").to_dict()
+    section, _, name = key.rpartition(".")
+    functools.reduce(dict.__getitem__, section.split(".") if section else [], config)[name] = value
+    with pytest.raises(InputError) as error:
+        pretrain.setup_from_config(ml_collections.ConfigDict(config))
+    assert sentence in str(error.value)
 
 
 @pytest.mark.parametrize(

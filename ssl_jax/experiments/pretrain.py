@@ -10,7 +10,7 @@ the network does under each permutation on a held-out slice of the training data
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -61,7 +61,7 @@ class State:
       params: of the puzzle network, of the dtype that `precision` says.
       batch_stats: running statistics of its normalisation layers; {} without such layers.
       opt_state: of the optimizer.
-      selection: task -> state of its player.
+      selection: `Task.player_state` -> state of the player: of a task's own, or of those that share a policy.
       prior: task -> float32 [P], how often each class is that of a cell, for tasks whose cells have
         classes; measured once, before the first step.
     """
@@ -145,6 +145,13 @@ class Setup:
     layout: mesh_lib.Layout
 
     @property
+    def looks(self) -> list[tuple[Task, ...]]:
+        """For each player that looks at the network, the tasks that it looks at, all at the same steps."""
+        looking = [task for task in self.tasks if task.player.period]
+        states = dict.fromkeys(task.player_state for task in looking)
+        return [tuple(task for task in looking if task.player_state == state) for state in states]
+
+    @property
     def pictures(self) -> list[str]:
         """Names of the batches that the tasks ask for, "image" and "clip"."""
         return list(dict.fromkeys(task.pictures for task in self.tasks))
@@ -169,7 +176,7 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         spatial: Mapping | None = None, temporal: Mapping | None = None,
         rotation: Mapping | None = None, context: Mapping | None = None,
         arrow_of_time: Mapping | None = None, colorization: Mapping | None = None,
-        evaluation: Mapping | None = None,
+        selection: Mapping | None = None, evaluation: Mapping | None = None,
     ) -> dict:  # fmt: skip
         return locals()
 
@@ -182,13 +189,7 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         sections["encoder"], ENCODERS, "encoder", ignore=("dtype", "parent", "name")
     )
     encoder = encoder(dtype=precision.compute, **options)
-    tasks = tuple(
-        tasks_lib.make(name, sections[name], data.image_size, encoder)
-        for name in tasks_lib.KINDS
-        if sections.get(name) is not None
-    )
-    if not tasks:
-        raise InputError(f"the config has no task; give it a section {' or '.join(tasks_lib.KINDS)}.")
+    tasks = tasks_lib.make_all(sections, data.image_size, encoder)
     lengths = {task.name: task.puzzle.frames for task in tasks if task.pictures == "clip"}
     if len(set(lengths.values())) > 1:
         raise InputError(
@@ -235,8 +236,9 @@ def create_state(setup: Setup, key: jax.Array) -> State:
         params=params,
         batch_stats=variables.get("batch_stats", {}),
         opt_state=setup.optimizer.init(params),
+        # Of tasks that share a policy, the last one makes its state.
         selection={
-            task.name: task.player.init(jax.random.fold_in(player_key, number))
+            task.player_state: task.player.init(jax.random.fold_in(player_key, number))
             for number, task in enumerate(setup.tasks)
         },
         # All alike until `measure_priors`.
@@ -262,12 +264,12 @@ def train_step(setup: Setup, state: State, batch: Mapping[str, jax.Array]) -> tu
     """
     key = jax.random.fold_in(state.key, state.step)
     *task_keys, dropout_key = jax.random.split(key, len(setup.tasks) + 1)
-    selection, inputs, targets = {}, {}, {}
+    selection, inputs, targets = dict(state.selection), {}, {}
     for task, task_key in zip(setup.tasks, task_keys, strict=True):
         choose_key, puzzle_key = jax.random.split(task_key)
         pictures = batch[task.pictures]
-        selection[task.name], index = task.player.choose(
-            choose_key, state.selection[task.name], pictures.shape[0]
+        selection[task.player_state], index = task.player.choose(
+            choose_key, selection[task.player_state], pictures.shape[0]
         )
         inputs[task.name], targets[task.name] = task.ask(puzzle_key, pictures, index, train=True)
 
@@ -471,11 +473,14 @@ def open_batches(setup: Setup, data: sources.Sources) -> dict[str, pipeline.Trai
     return {name: open_stream[name]() for name in setup.pictures}
 
 
-def observe(task: Task, state: State, evaluation: Evaluation) -> tuple[State, Metrics]:
-    """Shows a task's player what the network can do; one of its sparse updates."""
+def observe(
+    tasks: Sequence[Task], state: State, evaluations: Sequence[Evaluation]
+) -> tuple[State, list[Metrics]]:
+    """Shows a player what the network can do in its task, or in all tasks that share it; a sparse update."""
+    player, name = tasks[0].player, tasks[0].player_state
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
-    selection, metrics = task.player.observe(key, state.selection[task.name], evaluation)
-    return state.replace(selection={**state.selection, task.name: selection}), metrics
+    selection, *metrics = player.observe(key, state.selection[name], *evaluations)
+    return state.replace(selection={**state.selection, name: selection}), metrics
 
 
 def train(setup: Setup, around: training.Surroundings, state: State, validate: Validation) -> State:
@@ -502,10 +507,10 @@ def train(setup: Setup, around: training.Surroundings, state: State, validate: V
                 step += 1
                 # One step behind, so that the device always has the next step queued.
                 ledger.enter(step, {f"train/{name}": value for name, value in scalars.items()})
-            for task in setup.tasks:
-                if task.player.period and step % task.player.period == 0:
+            for tasks in setup.looks:
+                if step % tasks[0].player.period == 0:
                     ledger.close_page()
-                    state, seen = look(task, state, step)
+                    state, (seen, *_) = look(tasks, state, step)
                     progress.update(step, {"reward": float(seen["reward"])} if "reward" in seen else {})
             if due(setup.train.log_every):
                 line = ledger.write_page(step, training.rates(setup.train, watch))
@@ -531,20 +536,28 @@ def train(setup: Setup, around: training.Surroundings, state: State, validate: V
 
 def make_look(
     setup: Setup, around: training.Surroundings, shardings: Any
-) -> Callable[[Task, State, int], tuple[State, Metrics]]:
-    """(task, state, step) -> (state, metrics): measures skill on the selection slice; the player sees it."""
-    looking = [task for task in setup.tasks if task.player.period]
-    meters = {task.name: skill_meter(setup, around, task, "selection") for task in looking}
-    sees = {task.name: jax.jit(functools.partial(observe, task), out_shardings=shardings) for task in looking}
+) -> Callable[[Sequence[Task], State, int], tuple[State, list[Metrics]]]:
+    """(tasks, state, step) -> (state, metrics of each), for one of `Setup.looks`.
 
-    def look(task, state, step):
+    Measures skill in the tasks, each on its selection slice; their player sees it.
+    """
+    meters = {
+        task.name: skill_meter(setup, around, task, "selection") for tasks in setup.looks for task in tasks
+    }
+    sees = {
+        tasks[0].player_state: jax.jit(functools.partial(observe, tasks), out_shardings=shardings)
+        for tasks in setup.looks
+    }
+
+    def look(tasks, state, step):
         with around.stopwatch("selection", compiles=True):
-            evaluation = meters[task.name](training.variables_of(state))
-            state, seen = sees[task.name](state, evaluation)
+            evaluations = [meters[task.name](training.variables_of(state)) for task in tasks]
+            state, seen = sees[tasks[0].player_state](state, evaluations)
             jax.block_until_ready(state)
-        names = {f"selection/{task.name}/{name}": value for name, value in seen.items()}
-        around.metrics.write(step, names)
-        write_selection(around, task, state, evaluation, step)
+        for task, evaluation, of_task in zip(tasks, evaluations, seen, strict=True):
+            names = {f"selection/{task.name}/{name}": value for name, value in of_task.items()}
+            around.metrics.write(step, names)
+            write_selection(around, task, state, evaluation, step)
         return state, seen
 
     return look
@@ -626,7 +639,7 @@ def write_selection(
     """Writes what a player saw and what it will draw from now on: a line of selection.jsonl."""
     rows = {
         "accuracy": evaluation.accuracy,
-        "probability": task.player.probability(state.selection[task.name]),
+        "probability": task.player.probability(state.selection[task.player_state]),
         "group": group_permutations(evaluation, min(VALIDATION_GROUPS, task.num_classes)),
     }
     around.metrics.write_rows(step, task.name, {name: np.asarray(row).tolist() for name, row in rows.items()})
@@ -767,7 +780,7 @@ def draw_puzzles(
     """Some held-out pictures beside what the network sees of them."""
     options = pipeline.EvaluationOptions(batch_size=DRAWN, image_size=setup.data.image_size, limit=DRAWN)
     choose_key, puzzle_key = jax.random.split(key)
-    _, index = task.player.choose(choose_key, state.selection[task.name], DRAWN)
+    _, index = task.player.choose(choose_key, state.selection[task.player_state], DRAWN)
     (batch,) = read_once(setup, around.data, task, "validation", options)
     pictures, index = (jnp.asarray(x)[batch["mask"]] for x in (batch[task.pictures], index))
     if task.dense:

@@ -7,8 +7,9 @@
     arrow_of_time   does the clip run forwards or backwards?       2 classes
     colorization    which colours has a grey picture?              261 classes, one for each cell of a map
 
-A run has one or several of them on one encoder; each has its own head, permutation set and player. What
-colours there are nobody chooses: the task has no player, and rare colours are weighted up instead.
+A run has one or several of them on one encoder; each has its own head, permutation set and player. The
+players of several tasks can be one policy. What colours there are nobody chooses: the task has no player, and
+rare colours are weighted up instead.
 """
 
 import dataclasses
@@ -46,7 +47,9 @@ from ssl_jax.pretext import (
 )
 from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime.errors import InputError
-from ssl_jax.selection import PLAYERS, Evaluation, Player
+from ssl_jax.selection import PLAYERS, Evaluation, Player, policy_gradient
+
+JOINT = "joint"  # the player of each of the tasks that share a policy, and the name of its state
 
 
 class Kind(NamedTuple):
@@ -109,7 +112,7 @@ class Task:
       head: names the class.
       map_size: height and width of the encoder's map of a part, where its cells have the classes; else None.
       player: chooses the classes to train on; where cells have them its choice counts for nothing.
-      player_name: among `PLAYERS`.
+      player_name: among `PLAYERS`, or `JOINT`.
       selection_slice: what the player sees; None where cells have the classes.
       validation: what is reported.
     """
@@ -129,6 +132,11 @@ class Task:
     def pictures(self) -> str:
         """Name of the batches it is asked about, "image" or "clip"."""
         return KINDS[self.name].pictures
+
+    @property
+    def player_state(self) -> str:
+        """Name of its player's state, which tasks that share a policy share."""
+        return JOINT if self.player_name == JOINT else self.name
 
     @property
     def ordered(self) -> bool:
@@ -182,8 +190,28 @@ class Task:
         return optax.softmax_cross_entropy_with_integer_labels(logits, classes)
 
 
+def make_all(
+    sections: Mapping[str, Any], picture_size: tuple[int, int], encoder: nn.Module
+) -> tuple[Task, ...]:
+    """Reads and checks the sections of all tasks, and of the policy that some of them share.
+
+    Args:
+      sections: of the config: those named as in `KINDS`, and `selection`; None where there is none.
+      picture_size: (H, W) of pictures and of frames, in pixels.
+      encoder: of the run.
+
+    Raises:
+      InputError: there is no task; or see `make` and `share_policy`.
+    """
+    given = [name for name in KINDS if sections[name] is not None]
+    if not given:
+        raise InputError(f"the config has no task; give it a section {' or '.join(KINDS)}.")
+    tasks = [make(name, sections[name], picture_size, encoder) for name in given]
+    return share_policy(tasks, sections["selection"])
+
+
 def make(name: str, section: Mapping[str, Any], picture_size: tuple[int, int], encoder: nn.Module) -> Task:
-    """Reads and checks the section of a task.
+    """Reads and checks the section of a task; a player that is `JOINT` is left to `share_policy`, and None.
 
     Args:
       name: of the task and of its section.
@@ -250,8 +278,10 @@ def map_size(encoder: nn.Module, part_size: tuple[int, int]) -> tuple[int, int]:
     return jax.eval_shape(see, part).shape[1:3]
 
 
-def make_player(name: str, section: Mapping[str, Any], num_classes: int, orders: np.ndarray | None) -> Player:
-    """The player that the section `selection` of a task describes.
+def make_player(
+    name: str, section: Mapping[str, Any], num_classes: int, orders: np.ndarray | None
+) -> Player | None:
+    """The player that the section `selection` of a task describes; None where it is `JOINT`.
 
     Args:
       name: of the task.
@@ -262,6 +292,14 @@ def make_player(name: str, section: Mapping[str, Any], num_classes: int, orders:
     Raises:
       InputError: an unknown player or key, a wrong type, or a player that needs permutations.
     """
+    config_lib.check_known(f"config.{name}.selection.name", section.get("name"), [*PLAYERS, JOINT])
+    if section["name"] == JOINT:
+        for key in section.keys() - {"name"}:
+            raise InputError(
+                f"config.{name}.selection.{key} is read by nobody, for config.{name}.selection.name={JOINT} "
+                "is a policy that tasks share; its options are those of config.selection."
+            )
+        return None
     known = {"num_permutations": num_classes, "permutations": orders}
     player, options = choose(section, PLAYERS, f"{name}.selection", ignore=tuple(known))
     asked = inspect.signature(player).parameters
@@ -271,6 +309,41 @@ def make_player(name: str, section: Mapping[str, Any], num_classes: int, orders:
             f"the classes of {name} are none."
         )
     return player(**options, **{key: value for key, value in known.items() if key in asked})
+
+
+def share_policy(tasks: Sequence[Task], section: Mapping[str, Any] | None) -> tuple[Task, ...]:
+    """The tasks, of which those whose player is `JOINT` now have the policy that they share.
+
+    Args:
+      tasks: of the run.
+      section: `selection` of the config, options of that policy; None where there is none.
+
+    Raises:
+      InputError: one task alone would have it; or it has no options, unknown ones or ones that do not fit.
+    """
+    sharing = {task.name: task.num_classes for task in tasks if task.player_name == JOINT}
+    if not sharing and section is None:
+        return tuple(tasks)
+    if not sharing:
+        raise InputError(
+            "config.selection is read by nobody: it has the options of a policy that tasks share, and no "
+            f"task has selection.name={JOINT}."
+        )
+    if len(sharing) == 1:
+        (name,) = sharing
+        raise InputError(
+            f"config.{name}.selection.name={JOINT} is a policy that tasks share, and no other task has it; "
+            f"give it to another one too, or choose a player for {name} alone."
+        )
+    if section is None:
+        raise InputError(
+            "config.selection is missing; it must have the options of the policy that "
+            f"{' and '.join(sharing)} share, for their selection.name is {JOINT}."
+        )
+    make_joint, given = policy_gradient.make_joint, {"num_permutations": tuple(sharing.values())}
+    options = config_lib.unpack(section, make_joint, path="selection", ignore=given)
+    players = dict(zip(sharing, make_joint(**options, **given), strict=True))
+    return tuple(dataclasses.replace(task, player=players.get(task.name, task.player)) for task in tasks)
 
 
 def check_skill(path: str, skill: Skill, num_classes: int) -> None:

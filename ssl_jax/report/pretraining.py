@@ -53,6 +53,7 @@ def summary(run: page.Run) -> Iterator[str]:
 _CHOSEN_BY = {
     "uniform": "drawn uniformly",
     "policy_gradient": "chosen by a policy that is learned beside the network",
+    "joint": "chosen by a policy that is learned beside the network, for several tasks at once",
 }
 
 
@@ -196,8 +197,10 @@ def _choices(run: page.Run, task: str, seen: page.Choices) -> str:
     heading = f"<h3>{page.escape(page.readable(task))}</h3>" if len(run.tasks) > 1 else ""
     baseline = page.is_finite(run.last(f"selection/{task}/baseline"))
     learned = " the policy gradient learns from reward minus baseline." if baseline else ""
+    joint = dict(page.flatten(run.config)).get(f"{task}.selection.name") == "joint"
+    error = "the mean selection error of the tasks that share the policy" if joint else "the selection error"
     explained = (
-        "<p>The reward is how far the selection error fell below the line through its last two "
+        f"<p>The reward is how far {error} fell below the line through its last two "
         f"values;{learned or ' the player learns from it.'} Entropy at the dashed line means no preference "
         "between classes.</p>"
         if panels[2]

@@ -8,7 +8,14 @@ far E(t) fell below the linear extrapolation of the two errors before,
 
 and the policy moves towards the groups that were drawn more often than expected when r(t) was above its
 moving average.
+
+One policy may choose for several tasks that are trained together, as the paper's in space and in time are.
+Its trunk then sees the states of all, and it has a head, which is a part of its last layer, for the groups of
+each. That the heads share a trunk and one reward, in which E is the mean of the tasks' errors, is ours.
 """
+
+import itertools
+from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -21,13 +28,14 @@ from ssl_jax.selection.state import Evaluation, Player, check_option
 
 @flax.struct.dataclass
 class PolicyState:
-    """Arrays of the policy-gradient player; K groups, P permutations.
+    """Arrays of the policy; K groups, P permutations. Those of several tasks stand one after the other.
 
     Attributes:
       params: of the policy network.
       opt_state: of its optimizer.
       rows: float32 [2 P], the state it acts on, measured at the last evaluation.
-      group: int32 [P], the group of each permutation since the last evaluation.
+      group: int32 [P], the group of each permutation since the last evaluation; the groups of a task are
+        numbered from where those of the task before it end.
       count: float32 [K], how often each group was drawn since the last evaluation.
       errors: float32 [2], E(t-1) and E(t-2).
       reward_mean: float32 [], moving average of the reward (REINFORCE's baseline).
@@ -56,7 +64,7 @@ def make(
     entropy_bonus: float = 0.01,
     baseline_decay: float = 0.9,
 ) -> Player:
-    """The policy-gradient player.
+    """The policy-gradient player of one task.
 
     Args:
       num_permutations: P.
@@ -72,78 +80,139 @@ def make(
     Raises:
       InputError: an option that does not fit.
     """
+    (player,) = make_joint(**locals() | {"num_permutations": (num_permutations,)})
+    return player
+
+
+def make_joint(
+    *,
+    num_permutations: tuple[int, ...],
+    period: int,
+    num_groups: int,
+    hidden: int,
+    learning_rate: float,
+    entropy_bonus: float,
+    baseline_decay: float,
+) -> tuple[Player, ...]:
+    """One policy for several tasks: a player for each, all of which share one state.
+
+    A player draws from its task's set, and counts its draws. All of them observe at once, and by the same
+    function, `(key, state, *evaluations) -> (state, *metrics)` with an Evaluation and metrics for each task:
+    one update, by the scores of what was drawn in all tasks and the entropy bonus of each.
+
+    Args:
+      num_permutations: P of each task; the other arguments are those of `make`, for all tasks.
+
+    Raises:
+      InputError: an option that does not fit.
+    """
     check_option(period >= 1, "period", period, "at least 1")
     check_option(num_groups >= 1, "num_groups", num_groups, "at least 1")
-    num_groups = min(num_groups, num_permutations)
-    network = state_lib.GroupNetwork(num_groups, hidden)
+    groups = [min(num_groups, num) for num in num_permutations]
+    sets, heads = _parts(num_permutations), _parts(groups)
+    network = state_lib.GroupNetwork(sum(groups), hidden)
     optimizer = optax.adam(learning_rate)
 
+    def number_through(found):
+        """The groups of each task's permutations, int32, numbered from 0 -> those of all, int32 [P]."""
+        return jnp.concatenate([head.start + group for head, group in zip(heads, found, strict=True)])
+
     def init(key):
-        rows = jnp.zeros((2 * num_permutations,))
+        rows = jnp.zeros((2 * sum(num_permutations),))
         params = network.init(key, rows)
+        # Nothing is known yet: permutations are dealt to the groups in turn.
+        deal = lambda num, num_groups: jnp.arange(num, dtype=jnp.int32) % num_groups
         return PolicyState(
             params=params,
             opt_state=optimizer.init(params),
             rows=rows,
-            # Nothing is known yet: permutations are dealt to the groups in turn.
-            group=jnp.arange(num_permutations, dtype=jnp.int32) % num_groups,
-            count=jnp.zeros((num_groups,)),
+            group=number_through(map(deal, num_permutations, groups)),
+            count=jnp.zeros((sum(groups),)),
             errors=jnp.zeros((2,)),
             reward_mean=jnp.zeros(()),
             reward_square=jnp.zeros(()),
             evaluations=jnp.zeros((), jnp.int32),
         )
 
-    def log_probability(state):
-        return state_lib.member_log_probability(network.apply(state.params, state.rows), state.group)
-
-    def choose(key, state, batch_size):
-        index = jax.random.categorical(key, log_probability(state), shape=(batch_size,))
-        count = state.count.at[state.group[index]].add(1)
-        return state.replace(count=count), index.astype(jnp.int32)
-
     def objective(params, state, advantage):
         """REINFORCE: the mean score of the draws times their advantage, plus the entropy bonus."""
         logits = network.apply(params, state.rows)
-        share = state.count / jnp.maximum(state.count.sum(), 1)  # [K]
-        # The log-probability of the drawn permutations, of which all in a group have the same.
-        score = share @ logits - share.sum() * jax.nn.logsumexp(logits[state.group])
-        # Of the permutations, not of the groups: largest where all permutations are drawn alike.
-        log_member = state_lib.member_log_probability(logits, state.group)  # [P]
-        spread = -(jnp.exp(log_member) * log_member).sum()
-        return -(advantage * score + entropy_bonus * spread), spread
+        of_head = lambda head, members: _score(logits, head, state.group[members], state.count[head])
+        scores, spreads = zip(*map(of_head, heads, sets), strict=True)
+        return -(advantage * sum(scores) + entropy_bonus * sum(spreads)), spreads
 
-    def observe(key, state, evaluation: Evaluation):
+    def observe(key, state, *evaluations: Evaluation):
         del key
-        error = 1 - evaluation.accuracy.mean()
-        known = (state.evaluations >= 2).astype(jnp.float32)
+        errors = [1 - evaluation.accuracy.mean() for evaluation in evaluations]
+        error = sum(errors) / len(errors)
         reward = state_lib.extrapolation_reward(error, state.errors, state.evaluations)
-        difference = known * (reward - state.reward_mean)
-        # The first reward sets the averages, later ones move them.
-        rate = jnp.where(state.evaluations == 2, 1.0, 1 - baseline_decay) * known
-        reward_square = state.reward_square + rate * (jnp.square(difference) - state.reward_square)
-        advantage = difference / (jnp.sqrt(reward_square) + 1e-8)
-        gradient, spread = jax.grad(objective, has_aux=True)(state.params, state, advantage)
+        advantage, reward_mean, reward_square = _standardize(reward, state, baseline_decay)
+        gradient, spreads = jax.grad(objective, has_aux=True)(state.params, state, advantage)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         state = PolicyState(
             params=params,
             opt_state=opt_state,
-            rows=state_lib.sorted_rows(evaluation),
-            group=state_lib.group_permutations(evaluation, num_groups),
+            rows=jnp.concatenate([*map(state_lib.sorted_rows, evaluations)]),
+            group=number_through(map(state_lib.group_permutations, evaluations, groups)),
             count=jnp.zeros_like(state.count),
             errors=jnp.stack([error, state.errors[0]]),
-            reward_mean=state.reward_mean + rate * (reward - state.reward_mean),
+            reward_mean=reward_mean,
             reward_square=reward_square,
             evaluations=state.evaluations + 1,
         )
-        metrics = {"error": error, "reward": reward, "advantage": advantage}
-        return state, metrics | {"baseline": state.reward_mean, "entropy": spread}
+        shared = {"reward": reward, "advantage": advantage, "baseline": reward_mean}
+        metrics = [
+            {"error": own, **shared, "entropy": spread} for own, spread in zip(errors, spreads, strict=True)
+        ]
+        return state, *metrics
 
-    return Player(
-        init=init,
-        choose=choose,
-        observe=observe,
-        probability=lambda state: jnp.exp(log_probability(state)),
-        period=period,
-    )
+    def player(members: slice) -> Player:
+        def log_probability(state):
+            logits = network.apply(state.params, state.rows)
+            return state_lib.member_log_probability(logits, state.group[members])
+
+        def choose(key, state, batch_size):
+            index = jax.random.categorical(key, log_probability(state), shape=(batch_size,))
+            count = state.count.at[state.group[members][index]].add(1)
+            return state.replace(count=count), index.astype(jnp.int32)
+
+        probability = lambda state: jnp.exp(log_probability(state))
+        return Player(init, choose, observe, probability, period)
+
+    return tuple(map(player, sets))
+
+
+def _parts(sizes: Sequence[int]) -> list[slice]:
+    """Where the entries of each task are in an array that holds those of all, one after the other."""
+    return [slice(end - size, end) for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]
+
+
+def _score(logits: jax.Array, head: slice, group: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean log-probability of a task's draws, float32 [], and entropy of its permutations in nats.
+
+    Args:
+      logits: float32 [K], of the groups of all tasks.
+      head: those of this one.
+      group: int32 [P], of its permutations.
+      count: float32 [K], draws of each of its groups.
+    """
+    share = count / jnp.maximum(count.sum(), 1)
+    # The log-probability of the drawn permutations, of which all in a group have the same.
+    score = share @ logits[head] - share.sum() * jax.nn.logsumexp(logits[group])
+    # Of the permutations, not of the groups: largest where all permutations are drawn alike.
+    log_member = state_lib.member_log_probability(logits, group)  # [P]
+    return score, -(jnp.exp(log_member) * log_member).sum()
+
+
+def _standardize(
+    reward: jax.Array, state: PolicyState, decay: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The reward's advantage over its moving average, in units of its scale; new mean and mean square."""
+    known = (state.evaluations >= 2).astype(jnp.float32)
+    difference = known * (reward - state.reward_mean)
+    # The first reward sets the averages, later ones move them.
+    rate = jnp.where(state.evaluations == 2, 1.0, 1 - decay) * known
+    square = state.reward_square + rate * (jnp.square(difference) - state.reward_square)
+    mean = state.reward_mean + rate * (reward - state.reward_mean)
+    return difference / (jnp.sqrt(square) + 1e-8), mean, square

@@ -26,7 +26,8 @@ class Player(NamedTuple):
     Attributes:
       init: `key -> state`.
       choose: `(key, state, batch_size) -> (state, index)`, index int32 [batch_size] in [0, P).
-      observe: `(key, state, Evaluation) -> (state, metrics)`, metrics a dict of float32 scalars.
+      observe: `(key, state, Evaluation) -> (state, metrics)`, metrics a dict of float32 scalars. Of players
+        that share a state (see `policy_gradient.make_joint`), with an Evaluation and metrics for each.
       probability: `state -> float32 [P]`, the distribution that `choose` draws from; sums to one.
       period: training steps between two observations; 0 for a player that never looks.
     """
