@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import re
 from pathlib import Path
 
 import jax
@@ -136,6 +137,23 @@ def test_four_devices_do_what_one_does(setup, step, observe, on_one_device):
     for leaf in jax.tree.leaves(state):
         assert len(leaf.sharding.device_set) == 4
         assert leaf.is_fully_replicated
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_gradients_sent_as_one_array_are_the_same(setup, observe, on_one_device, parts):
+    setup = dataclasses.replace(setup, train=dataclasses.replace(setup.train, accumulate=parts))
+    mesh = mesh_lib.make(4)
+    joined = jax.jit(functools.partial(pretrain.train_step, setup, joined=mesh))
+    state, losses = advance(create(setup, 4), joined, observe, 4)
+    np.testing.assert_allclose(losses, on_one_device[1], rtol=1e-5)
+    assert_close(state, on_one_device[0], rtol=1e-4, atol=1e-5)
+    program = joined.lower(state, batch_of(devices=4)).compile().as_text()
+    number = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    (sent,) = re.findall(r"\[4,(\d+)\]\S* all-gather\(", program)
+    assert number < int(sent) < number + 10  # with the metrics
+    (summed,) = re.findall(r"= (.*) all-reduce\(", program)
+    assert f"[{NUM}]" in summed  # how often the player drew each group, and nothing else
+    assert "," not in summed
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(observe, on_one_device):

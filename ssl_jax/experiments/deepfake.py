@@ -474,7 +474,13 @@ def train_step(setup: Setup, state: State, batch: Mapping[str, jax.Array]) -> tu
         targets["turns"] = jax.random.randint(turn_key, batch["label"].shape, 0, 4)
         inputs["turns"] = rotate(inputs["frames"], targets["turns"])
     gradient, batch_stats, metrics = training.accumulate_gradients(
-        functools.partial(objective, setup), state, inputs, targets, dropout_key, setup.train.accumulate
+        functools.partial(objective, setup),
+        setup.train.accumulate,
+        state.params,
+        state.batch_stats,
+        inputs,
+        targets,
+        dropout_key,
     )
     updates, opt_state = setup.optimizer.update(gradient, state.opt_state, state.params)
     metrics |= {

@@ -250,13 +250,20 @@ def create_state(setup: Setup, key: jax.Array) -> State:
     )
 
 
-def train_step(setup: Setup, state: State, batch: Mapping[str, jax.Array]) -> tuple[State, Metrics]:
+def train_step(
+    setup: Setup,
+    state: State,
+    batch: Mapping[str, jax.Array],
+    *,
+    joined: jax.sharding.Mesh | None = None,
+) -> tuple[State, Metrics]:
     """One update: for each task choose permutations and make puzzles; solve them, learn.
 
     Args:
       setup: of the run; enters by closure.
       state: before the step.
       batch: what `setup.pictures` names: "image" uint8 [B, H, W, 3], "clip" uint8 [B, u, H, W, 3].
+      joined: a mesh whose devices send their gradients as one array, see `training.joined_gradients`.
 
     Returns:
       The next state, and float32 scalars: loss (the weighted sum) and accuracy (the mean) of this batch,
@@ -273,14 +280,14 @@ def train_step(setup: Setup, state: State, batch: Mapping[str, jax.Array]) -> tu
         )
         inputs[task.name], targets[task.name] = task.ask(puzzle_key, pictures, index, train=True)
 
-    gradient, batch_stats, metrics = training.accumulate_gradients(
+    accumulate = functools.partial(
+        training.accumulate_gradients,
         functools.partial(objective, setup, state.prior),
-        state,
-        inputs,
-        targets,
-        dropout_key,
         setup.train.accumulate,
     )
+    if joined is not None:
+        accumulate = training.joined_gradients(joined, accumulate)
+    gradient, batch_stats, metrics = accumulate(state.params, state.batch_stats, inputs, targets, dropout_key)
     updates, opt_state = setup.optimizer.update(gradient, state.opt_state, state.params)
     metrics |= {
         "gradient_norm": optax.global_norm(gradient),
@@ -489,7 +496,9 @@ def train(setup: Setup, around: training.Surroundings, state: State, validate: V
     if step == last:
         return state
     shardings = mesh_lib.state_sharding(state, around.mesh, setup.layout), mesh_lib.replicated(around.mesh)
-    step_function = jax.jit(functools.partial(train_step, setup), donate_argnums=0, out_shardings=shardings)
+    joined = around.mesh if training.joins_gradients(setup.layout, state.batch_stats) else None
+    one_step = functools.partial(train_step, setup, joined=joined)
+    step_function = jax.jit(one_step, donate_argnums=0, out_shardings=shardings)
     look = make_look(setup, around, shardings)
     watch = around.stopwatch
     ledger = metrics_lib.Ledger(around.metrics, around.checkpoints, training.ADVICE)

@@ -2,16 +2,19 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
+from jax.sharding import PartitionSpec
 
 from ssl_jax.data import pipeline
 from ssl_jax.runtime import distributed
+from ssl_jax.runtime import mesh as mesh_lib
 from ssl_jax.runtime import metrics as metrics_lib
 from ssl_jax.runtime.checkpoints import Checkpoints
 from ssl_jax.runtime.errors import InputError
@@ -98,7 +101,7 @@ def variables_of(state: Any) -> dict[str, Any]:
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 
-def accumulate_gradients(objective, state, inputs, targets, key, parts: int):
+def accumulate_gradients(objective, parts: int, params, batch_stats, inputs, targets, key):
     """The mean gradient over `parts` micro-batches, one after the other in memory.
 
     Micro-batch i takes rows i, i + parts, ...: so each has rows on every device.
@@ -108,9 +111,7 @@ def accumulate_gradients(objective, state, inputs, targets, key, parts: int):
     """
     value_and_gradient = jax.value_and_grad(objective, has_aux=True)
     if parts == 1:
-        (_, (batch_stats, metrics)), gradient = value_and_gradient(
-            state.params, state.batch_stats, inputs, targets, key
-        )
+        (_, (batch_stats, metrics)), gradient = value_and_gradient(params, batch_stats, inputs, targets, key)
         return gradient, batch_stats, metrics
 
     def micro_batches(rows):
@@ -119,7 +120,7 @@ def accumulate_gradients(objective, state, inputs, targets, key, parts: int):
     def accumulate(batch_stats, part):
         inputs, targets, number = part
         (_, (batch_stats, metrics)), gradient = value_and_gradient(
-            state.params, batch_stats, inputs, targets, jax.random.fold_in(key, number)
+            params, batch_stats, inputs, targets, jax.random.fold_in(key, number)
         )
         return batch_stats, (gradient, metrics)
 
@@ -129,11 +130,48 @@ def accumulate_gradients(objective, state, inputs, targets, key, parts: int):
         return (batch_stats, jax.tree.map(jnp.add, sums, terms)), None
 
     divided = (*jax.tree.map(micro_batches, (inputs, targets)), jnp.arange(parts))
-    _, shapes = jax.eval_shape(accumulate, state.batch_stats, jax.tree.map(lambda rows: rows[0], divided))
+    _, shapes = jax.eval_shape(accumulate, batch_stats, jax.tree.map(lambda rows: rows[0], divided))
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-    (batch_stats, sums), _ = jax.lax.scan(add, (state.batch_stats, zeros), divided)
+    (batch_stats, sums), _ = jax.lax.scan(add, (batch_stats, zeros), divided)
     gradient, metrics = jax.tree.map(lambda total: total / parts, sums)
     return gradient, batch_stats, metrics
+
+
+def joins_gradients(layout: mesh_lib.Layout, batch_stats: Any) -> bool:
+    """Whether the devices of a run had better tell each other their gradients as `joined_gradients` does.
+
+    Processes on CPUs talk by gloo, which waits for the operating system at every array, for several
+    milliseconds where no core is idle. Of GPUs and TPUs XLA itself joins what it sends.
+    """
+    slow = jax.default_backend() == "cpu" and jax.process_count() > 1
+    return slow and not layout.fsdp and not batch_stats
+
+
+def joined_gradients(mesh: jax.sharding.Mesh, accumulate: Callable) -> Callable:
+    """`accumulate_gradients` on every device's own rows, and means over devices, sent as one array.
+
+    Otherwise XLA sends the gradient of each array of parameters by itself, where it arises.
+
+    Args:
+      mesh: whose devices have the rows.
+      accumulate: (params, batch_stats, inputs, targets, key) -> (gradient, batch_stats, metrics), without
+        batch_stats: a device sees only its own rows. Dropout draws from a key of each device.
+
+    Returns:
+      The same function, of all rows.
+    """
+    axis, whole, rows = mesh_lib.DATA_AXIS, PartitionSpec(), PartitionSpec(mesh_lib.DATA_AXIS)
+
+    def of_device(params, batch_stats, inputs, targets, key):
+        key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+        gradient, batch_stats, metrics = accumulate(params, batch_stats, inputs, targets, key)
+        array, separate = ravel_pytree((gradient, metrics))
+        # Two or four processes hear each other's sooner than gloo sums them on their way, in many turns.
+        gradient, metrics = separate(jax.lax.all_gather(array, axis).mean(0))
+        return gradient, batch_stats, metrics
+
+    specs = {"in_specs": (whole, whole, rows, rows, whole), "out_specs": whole}
+    return jax.shard_map(of_device, mesh=mesh, **specs, check_vma=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
