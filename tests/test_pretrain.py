@@ -156,6 +156,22 @@ def test_gradients_sent_as_one_array_are_the_same(setup, observe, on_one_device,
     assert "," not in summed
 
 
+def test_who_sends_gradients_as_one_array(monkeypatch):
+    """Two processes on CPUs, here with four devices, if every micro-batch has rows of every device."""
+    joins = lambda batch_size=8, accumulate=1, fsdp=False, batch_stats=(): training.joins_gradients(
+        training.Train(**COUNTS | {"batch_size": batch_size, "accumulate": accumulate}),
+        mesh_lib.Layout(fsdp=fsdp),
+        batch_stats,
+    )
+    assert not joins()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert joins()
+    assert joins(accumulate=2)
+    assert not joins(accumulate=4)
+    assert not joins(fsdp=True)
+    assert not joins(batch_stats={"mean": 0})
+
+
 def test_accumulated_gradients_are_those_of_the_whole_batch(observe, on_one_device):
     """Without dropout; here on four devices, where every micro-batch has rows on each."""
     setup = make_setup(**{"train.accumulate": 2})

@@ -496,7 +496,7 @@ def train(setup: Setup, around: training.Surroundings, state: State, validate: V
     if step == last:
         return state
     shardings = mesh_lib.state_sharding(state, around.mesh, setup.layout), mesh_lib.replicated(around.mesh)
-    joined = around.mesh if training.joins_gradients(setup.layout, state.batch_stats) else None
+    joined = around.mesh if training.joins_gradients(setup.train, setup.layout, state.batch_stats) else None
     one_step = functools.partial(train_step, setup, joined=joined)
     step_function = jax.jit(one_step, donate_argnums=0, out_shardings=shardings)
     look = make_look(setup, around, shardings)

@@ -137,14 +137,16 @@ def accumulate_gradients(objective, parts: int, params, batch_stats, inputs, tar
     return gradient, batch_stats, metrics
 
 
-def joins_gradients(layout: mesh_lib.Layout, batch_stats: Any) -> bool:
+def joins_gradients(train: Train, layout: mesh_lib.Layout, batch_stats: Any) -> bool:
     """Whether the devices of a run had better tell each other their gradients as `joined_gradients` does.
 
     Processes on CPUs talk by gloo, which waits for the operating system at every array, for several
-    milliseconds where no core is idle. Of GPUs and TPUs XLA itself joins what it sends.
+    milliseconds where no core is idle. Of GPUs and TPUs XLA itself joins what it sends. Where a device's
+    rows cannot be divided among the micro-batches, it is left to XLA as well.
     """
     slow = jax.default_backend() == "cpu" and jax.process_count() > 1
-    return slow and not layout.fsdp and not batch_stats
+    divides = train.batch_size % (jax.device_count() * train.accumulate) == 0
+    return slow and divides and not layout.fsdp and not batch_stats
 
 
 def joined_gradients(mesh: jax.sharding.Mesh, accumulate: Callable) -> Callable:
