@@ -1,6 +1,7 @@
 """Runs that a test starts by the command line, to watch, stop or kill them."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -63,3 +64,10 @@ def numbers(workdir: Path) -> list[dict]:
 def saved_steps(workdir: Path) -> list[int]:
     """The steps of the checkpoints that are whole."""
     return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+
+
+def copy_before(step: int, whole: Path, parted: Path) -> None:
+    """Copies the work directory of a finished run as it was before its last checkpoint, that of `step`."""
+    shutil.copytree(whole, parted)
+    shutil.rmtree(parted / "checkpoints" / str(step))
+    (parted / "results.json").unlink()

@@ -298,9 +298,7 @@ def test_a_run_that_colours_pictures_keeps_its_prior(tmp_path, monkeypatch, litt
     config = config_lib.load(COLORS, {key: str(value) for key, value in overrides.items()})
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     results = pretrain.run(config, whole)
-    shutil.copytree(whole, parted)
-    shutil.rmtree(parted / "checkpoints" / "6")
-    (parted / "results.json").unlink()
+    runs.copy_before(6, whole, parted)
     monkeypatch.delattr(pretrain, "measure_priors")
     pretrain.run(config, parted)
     ends = [restore_raw(path / "checkpoints") for path in (whole, parted)]

@@ -3,7 +3,6 @@
 import inspect
 import json
 import math
-import shutil
 
 import jax
 import numpy as np
@@ -65,9 +64,7 @@ def test_a_run_of_two_tasks_with_one_policy_goes_on_where_it_was_stopped(
     config = config_lib.load(JOINT, {key: str(value) for key, value in overrides.items()})
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     results = pretrain.run(config, whole)
-    shutil.copytree(whole, parted)
-    shutil.rmtree(parted / "checkpoints" / "8")
-    (parted / "results.json").unlink()
+    runs.copy_before(8, whole, parted)
     monkeypatch.setattr(pretrain, "judge", lambda *_: {})  # the report is there already
     pretrain.run(config, parted)
     ends = [restore_raw(path / "checkpoints") for path in (whole, parted)]

@@ -294,7 +294,7 @@ def make_player(
     """
     config_lib.check_known(f"config.{name}.selection.name", section.get("name"), [*PLAYERS, JOINT])
     if section["name"] == JOINT:
-        for key in section.keys() - {"name"}:
+        for key in sorted(section.keys() - {"name"}):
             raise InputError(
                 f"config.{name}.selection.{key} is read by nobody, for config.{name}.selection.name={JOINT} "
                 "is a policy that tasks share; its options are those of config.selection."
