@@ -25,3 +25,14 @@ def test_starts_without_jax(module):
     program = f"import sys; import ssl_jax.{module}; sys.exit('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0
+
+
+def test_a_run_does_not_import_pytorch_which_stays_importable():
+    pytest.importorskip("torch")
+    program = (
+        "import sys, ssl_jax.experiments.pretrain, ssl_jax.experiments.deepfake\n"
+        "assert 'torch' not in sys.modules\n"
+        "import torch"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0

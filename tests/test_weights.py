@@ -3,6 +3,7 @@ import functools
 import json
 import os
 import pickle
+import subprocess
 import sys
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from ssl_jax import export
 from ssl_jax.networks import weights
 from ssl_jax.networks.alexnet import AlexNet, AlexNetClassifier
 from ssl_jax.networks.caffenet import CaffeNet
@@ -19,6 +21,7 @@ from ssl_jax.networks.compact import Compact
 from ssl_jax.networks.resnet import ResNet, ResNet18, ResNet50
 from ssl_jax.runtime.checkpoints import Checkpoints
 from ssl_jax.runtime.errors import InputError
+from tests.runs import ROOT
 
 pytestmark = pytest.mark.usefixtures("little_optimization")
 
@@ -112,6 +115,91 @@ def test_the_newest_checkpoint_of_a_run_comes_in(tmp_path):
         checkpoints.close()
         with pytest.raises(InputError, match="holds no encoder; give that of a pre-training run"):
             weights.read(tmp_path / name)
+
+
+def test_the_encoder_of_a_run_goes_out_in_torchvisions_names(tmp_path):
+    variables = made_up(shapes_of(ResNet18(width=2, stem="small"), 32))
+    run = write_run(tmp_path / "run", "resnet18", variables)
+    step, shapes = export.export(run, tmp_path / "encoder.safetensors")
+    tensors = safetensors.numpy.load_file(tmp_path / "encoder.safetensors")
+    assert (step, shapes) == (7, {name: tensor.shape for name, tensor in tensors.items()})
+    kernel = variables["params"]["block2_unit1"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(tensors["layer2.0.conv1.weight"], kernel.transpose(3, 2, 0, 1))
+    assert not any(name.startswith("heads") for name in tensors)
+    export.export(run, tmp_path / "encoder.npz", step=7)
+    assert_equal_bits(weights.load(tmp_path / "encoder.npz", ResNet18(width=2), variables), variables)
+
+
+def test_of_a_classification_the_best_encoder_goes_out(tmp_path):
+    one = lambda value: {"params": {"conv1": {"kernel": np.full((1, 1, 3, 2), value, np.float32)}}}
+    run = write_run(tmp_path / "run", "compact", one(1.0), step=5)
+    write_run(run, "compact", one(2.0), step=7)
+    (run / "results.json").write_text('{"best_step": 5}')
+    for asked, (found, value) in {None: (5, 1.0), 7: (7, 2.0)}.items():
+        assert export.export(run, tmp_path / "a.npz", asked)[0] == found
+        assert weights.read(tmp_path / "a.npz")["params/conv1/kernel"].max() == value
+
+
+def test_bfloat16_goes_out_to_numpy_as_float32(tmp_path):
+    kernel = np.arange(6).reshape(1, 1, 3, 2).astype(ml_dtypes.bfloat16)
+    export.export(
+        write_run(tmp_path / "run", "compact", {"params": {"conv1": {"kernel": kernel}}}), tmp_path / "a.npz"
+    )
+    np.testing.assert_array_equal(
+        weights.read(tmp_path / "a.npz")["params/conv1/kernel"], kernel.astype(np.float32)
+    )
+
+
+@pytest.mark.parametrize(
+    ("encoder", "file", "step", "said"),
+    [
+        (None, "a.npz", None, "has no encoder; give a run of pre-training or of classification"),
+        ("compact", "a.pth", None, r"are written to .safetensors or .npz files, not to .*a.pth"),
+        ("compact", "a.npz", 8, r"there is no checkpoint 8 in .*there are: \[7\]"),
+        ("compact", "absent/a.npz", None, "cannot be written: No such file or directory"),
+    ],
+)
+def test_what_cannot_be_exported_is_said_and_nothing_is_written(tmp_path, encoder, file, step, said):
+    run = write_run(tmp_path / "run", encoder, {"params": {"conv1": {"kernel": np.ones((1, 1, 3, 2))}}})
+    with pytest.raises(InputError, match=said):
+        export.export(run, tmp_path / file, step)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    with pytest.raises(InputError, match=r"is not the work directory of a run: it has no config.json"):
+        export.export(tmp_path, tmp_path / file)
+
+
+def test_a_checkpoint_without_an_encoder_is_not_exported(tmp_path):
+    run = write_run(tmp_path / "run", "compact", {})
+    with pytest.raises(InputError, match=r"the checkpoint of step 7 in .* holds no encoder"):
+        export.export(run, tmp_path / "a.npz")
+    assert not (tmp_path / "a.npz").exists()
+
+
+def test_the_command_prints_what_it_wrote(tmp_path):
+    run = write_run(tmp_path / "run", "compact", {"params": {"conv1": {"kernel": np.ones((1, 1, 3, 2))}}})
+    command = lambda *flags: subprocess.run(
+        [sys.executable, "-m", "ssl_jax.export", *flags], capture_output=True, text=True, cwd=ROOT
+    )
+    done = command(f"--run={run}", f"--weights={tmp_path / 'a.safetensors'}")
+    assert done.stdout.splitlines() == [
+        "conv1.weight [2, 3, 1, 1]",
+        f"Weights of step 7: {tmp_path / 'a.safetensors'}",
+    ]
+    done = command(f"--run={run}")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: give the work directory of a run by --run=DIR, and the file to write by --weights=FILE."
+    ]
+
+
+def write_run(directory, encoder, variables, step=7):
+    checkpoints = Checkpoints(directory / "checkpoints", keep=2)
+    state = {name: {"encoder": tree, "heads_spatial": {"a": np.ones(2)}} for name, tree in variables.items()}
+    checkpoints.save(step, state | {"step": np.int32(step)}, {})
+    checkpoints.close()
+    config = {"experiment": "pretrain"} | ({"encoder": {"name": encoder}} if encoder else {})
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
 
 
 # --- Names and layout

@@ -191,7 +191,9 @@ def save(path: str | Path, encoder: nn.Module, variables: Mapping[str, Any]) -> 
     try:
         with files.writing(path) as file:
             if path.suffix == ".npz":
-                np.savez(file, **leaves)
+                # numpy's format knows no bfloat16.
+                plain = lambda leaf: leaf.astype(np.float32) if leaf.dtype.kind == "V" else leaf
+                np.savez(file, **{name: plain(leaf) for name, leaf in leaves.items()})
             else:
                 file.write(safetensors.numpy.save(_torch_tensors(encoder, leaves), {"format": "pt"}))
     except OSError as error:

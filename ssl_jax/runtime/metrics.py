@@ -18,13 +18,31 @@ import jax
 import ml_collections
 import rich.console
 import rich.progress
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from ssl_jax.runtime import files, watching
 from ssl_jax.runtime.checkpoints import Checkpoints
 from ssl_jax.runtime.errors import InputError
+
+
+@contextlib.contextmanager
+def _absent(module: str) -> Iterator[None]:
+    """Makes a module that was not imported yet look as if it were not installed."""
+    hidden = module not in sys.modules
+    if hidden:
+        sys.modules[module] = None
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules[module]
+
+
+# tensorboardX imports PyTorch where it is installed, for nothing that is used here: a third of the time that
+# a run takes to start.
+with _absent("torch"):
+    from tensorboardX import summary
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 METRICS_FILE = "metrics.jsonl"
 SELECTION_FILE = "selection.jsonl"
