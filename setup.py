@@ -36,6 +36,7 @@ setup(
         "tensorflow-datasets>=4.9.10",
     ],
     extras_require={
+        "faces": ["opencv-python-headless<5"],  # config.data.crop=face of configs/deepfake.py
         "hdf5": ["h5py"],  # weights that Caffe wrote
         "slurm": ["submitit>=1.5"],  # launch/slurm.py
         "test": [
@@ -45,6 +46,7 @@ setup(
             "ipykernel",  # this and the next two for the notebooks in colabs/
             "jupytext",
             "nbclient",
+            "opencv-python-headless<5",
             "pytest",
             "pytest-xdist",
             "ruff",

@@ -13,7 +13,7 @@ it; it was never run.
 
 Default, seed 0, measured with JAX 0.10.2: of the test frames 71.3 % are right on the random split and 72.5 %
 on the hard one, of the test videos 73.6 % and 73.4 %, where the majority class is half; AUC of frames 0.80
-and 0.76. 4 minutes a run on 2 cores of an AMD EPYC that had other work as well (results/deepfake_stand_in).
+and 0.76. 3 to 4 minutes a run on 2 cores of an AMD EPYC beside two other runs (results/deepfake_stand_in).
 """
 
 from ml_collections import ConfigDict
@@ -71,7 +71,7 @@ def default():
             "split": "random",
             "frames": 8,
             "size": 88,
-            "crop": "centre",
+            "crop": "centre",  # or face, which needs the extra `faces`, or none
             "shares": (0.7, 0.1, 0.2),
             "cache_dir": placeholder(str),
             "originals": 384,  # these four are of the stand-in

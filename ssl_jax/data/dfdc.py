@@ -11,7 +11,7 @@ Three ways to split, from the easiest to the hardest test:
 - `hard`: by video, though a fake may be tested whose original, or another fake of it, is learned from;
 - `grouped`: by original, so that nothing of a recording is on both sides.
 
-There is no face detector here: where faces matter, crop the videos beforehand.
+Faces are cropped by `faces`, where `crop="face"` asks for it.
 
 Source: Dolhansky et al., "The DeepFake Detection Challenge (DFDC) Dataset", 2020 (arXiv 2006.07397).
 """
@@ -35,7 +35,7 @@ import rich.console
 import rich.progress
 from PIL import Image
 
-from ssl_jax.data import building, folders, pipeline, videos
+from ssl_jax.data import building, faces, folders, pipeline, videos
 from ssl_jax.data.sources import ppm, unknown_name
 from ssl_jax.runtime import files
 from ssl_jax.runtime.errors import InputError
@@ -48,7 +48,7 @@ PART = "dfdc_train_part_"
 LABELS = ("REAL", "FAKE")  # in the order of their ids
 SPLITS = ("train", "validation", "test")
 MODES = ("random", "hard", "grouped")
-CROPS = ("centre", "none")
+CROPS = ("centre", "face", "none")
 FIELDS = ("label", "video", "original", "step")
 VERSION = 1  # of what the store holds
 THREADS = 8  # videos decoded at once, at most; each holds its sampled frames at full size
@@ -62,11 +62,12 @@ class Sampling:
     Attributes:
         frames: how many, evenly apart from the first on; of a shorter video all.
         size: height and width in pixels; None keeps those of the video.
-        crop: `centre` (the largest square in the middle) or `none` (the whole frame; `size` then changes its
-            proportions).
+        crop: `centre` (the largest square in the middle), `face` (a square around the largest face, see
+            `faces`, however small it is; of a video without faces, the one in the middle) or `none` (the
+            whole frame; `size` then changes its proportions).
 
     Raises:
-        InputError: a number or a name is not possible.
+        InputError: a number or a name is not possible, or faces cannot be looked for.
     """
 
     frames: int
@@ -80,6 +81,10 @@ class Sampling:
             raise InputError(f"size={self.size} must be a number of pixels from 1 on, or None.")
         if self.crop not in CROPS:
             raise InputError(unknown_name("crop", self.crop, CROPS))
+        if self.crop == "face":
+            if self.size is None:
+                raise InputError("crop='face' needs a size: faces are not all of one.")
+            faces.check()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +98,7 @@ class Listing:
         originals: int64 [V], which recording: the same for a video, all fakes of it, and fakes of these.
             Files of the same name in two parts count as the same.
         left_out: cause -> files that are not used.
-        doubtful: cause -> fakes that are used although their original is not as it should be.
+        doubtful: cause -> videos that are used although they, or their originals, are not as they should be.
     """
 
     root: str
@@ -270,6 +275,7 @@ def make(
     store = _store_directory(listing.root, cache_dir, sampling)
     rows = extract(listing.root, listing.paths, sampling, store)
     left_out = listing.left_out | _left_out(listing.paths, rows)
+    listing = dataclasses.replace(listing, doubtful=listing.doubtful | _without_faces(listing.paths, rows))
     if not any(row["steps"] for row in rows):
         raise InputError(
             f"None of the {len(rows)} videos of {path} can be read ({_causes(left_out)}); mend them."
@@ -655,7 +661,13 @@ def _store_video(root: str, path: str, key: str, *, sampling: Sampling, store: s
         taken = [step for step in steps if step in images]
         if not taken:
             return row | {"cause": "unreadable", "details": "none of the frames wanted can be decoded"}
-        pictures = np.stack([_picture(images[step], sampling) for step in taken])
+        opened = [Image.open(io.BytesIO(images[step])) for step in taken]
+        squares, with_face = [None] * len(opened), None
+        if sampling.crop == "face":
+            squares, with_face = faces.squares(opened)
+        if sampling.crop != "none":
+            squares = [square or _middle(image) for square, image in zip(squares, opened, strict=True)]
+        pictures = np.stack(list(map(functools.partial(_picture, size=sampling.size), opened, squares)))
     except pipeline.UndersizedError as error:
         return row | {"cause": "undersized", "details": str(error)}
     # Broken files make FFmpeg raise errors of many kinds.
@@ -664,23 +676,27 @@ def _store_video(root: str, path: str, key: str, *, sampling: Sampling, store: s
     with files.writing(os.path.join(store, row["file"])) as file:
         np.save(file, pictures, allow_pickle=False)
     missing = [step for step in steps if step not in images]
-    return row | {"steps": taken, "missing": missing, "shape": list(pictures.shape)}
+    found = {} if with_face is None else {"frames_with_face": with_face}
+    return row | {"steps": taken, "missing": missing, "shape": list(pictures.shape)} | found
 
 
-def _picture(frame: bytes, sampling: Sampling) -> np.ndarray:
-    """Crops and scales a frame (a PPM file): uint8 [H, W, 3]."""
-    image = Image.open(io.BytesIO(frame))
-    width, height = image.size
-    if sampling.crop == "centre":
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    if sampling.size is None:
-        return np.asarray(image)
-    least = pipeline.half((sampling.size, sampling.size))[0]
+def _middle(image: Image.Image) -> faces.Box:
+    """The largest square in the middle."""
+    side = min(image.size)
+    left, top = ((size - side) // 2 for size in image.size)
+    return left, top, left + side, top + side
+
+
+def _picture(image: Image.Image, box: faces.Box | None, size: int | None) -> np.ndarray:
+    """Crops a frame, or does not, and scales it to a square, or does not: uint8 [H, W, 3]."""
+    least = pipeline.half((size, size))[0] if size else 0
     if min(image.size) < least:
-        raise pipeline.UndersizedError(f"{height} x {width}, needed are {least} x {least}")
-    return np.asarray(image.resize((sampling.size, sampling.size), Image.Resampling.BILINEAR))
+        raise pipeline.UndersizedError(f"{image.height} x {image.width}, needed are {least} x {least}")
+    if box is not None:
+        image = image.crop(box)
+    if size is None:
+        return np.asarray(image)
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _key(root: str, path: str) -> str:
@@ -733,6 +749,20 @@ def _remove_leftovers(store: str) -> None:
     for name in os.listdir(store):
         if name.endswith(".tmp"):
             os.unlink(os.path.join(store, name))
+
+
+def _without_faces(paths: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """Returns cause -> videos, where faces were looked for and found in too few frames."""
+    never, seldom = (
+        "no face was found, so that they are cropped in the middle",
+        "a face was found in less than half of their frames, by which all are cropped",
+    )
+    found: dict[str, list[str]] = {}
+    for path, row in zip(paths, rows, strict=True):
+        with_face = row.get("frames_with_face")
+        if with_face is not None and 2 * with_face < len(row["steps"]):
+            found.setdefault(seldom if with_face else never, []).append(path)
+    return {cause: tuple(names) for cause, names in found.items()}
 
 
 def _left_out(paths: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str, tuple[str, ...]]:
