@@ -569,6 +569,54 @@ def probe_bars(scores: Mapping[str, Mapping[str, float]], *, xlabel: str) -> Fig
 
 
 @_styled
+def seeds(
+    scores: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    xlabel: str,
+    percent: bool = False,
+    reference: tuple[str, float] | None = None,
+) -> Figure:
+    """Scores of single seeds as dots, around their mean as a stroke.
+
+    Args:
+      scores: row -> label -> one score a seed; labels have the same colour in all rows.
+      xlabel: name of the score.
+      percent: scores are shares between 0 and 1, to be read as percentages.
+      reference: (label, value) of a dashed vertical line, such as chance.
+    """
+    labels = list(dict.fromkeys(label for row in scores.values() for label in row))
+    apart = 0.8 / max(1, len(labels))
+    figure = Figure(figsize=(WIDTH, 0.85 + max(0.3, 0.16 * len(labels)) * len(scores)))
+    axes = figure.add_subplot()
+    for i, label in enumerate(labels):
+        place = lambda row, i=i: row + (i - (len(labels) - 1) / 2) * apart
+        dots = [(x, place(row)) for row, of in enumerate(scores.values()) for x in of.get(label, ())]
+        means = [(np.mean(of[label]), place(row)) for row, of in enumerate(scores.values()) if of.get(label)]
+        color, marker = SERIES[i % len(SERIES)], "os^Dv"[i // len(SERIES) % 5]
+        axes.scatter(
+            *np.reshape(dots, (-1, 2)).T,
+            s=14,
+            linewidths=0,
+            color=color,
+            alpha=0.55,
+            marker=marker,
+            label=label,
+        )
+        x, y = np.reshape(means, (-1, 2)).T
+        axes.vlines(x, y - 0.45 * apart, y + 0.45 * apart, color=color, linewidth=2)
+    if reference is not None:
+        axes.axvline(reference[1], color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)), label=reference[0])
+    axes.set_yticks(range(len(scores)), scores)
+    axes.set_ylim(len(scores) - 0.45, -0.55)
+    axes.yaxis.grid(False)
+    if percent:
+        axes.xaxis.set_major_formatter(PercentFormatter(xmax=1.0))
+    axes.set_xlabel(xlabel)
+    _legend_above(axes)
+    return figure
+
+
+@_styled
 def scatter(points: np.ndarray, label: np.ndarray, names: Sequence[str] = ()) -> Figure:
     """Points of the plane in the colours of their classes, for maps whose axes mean nothing.
 

@@ -36,6 +36,8 @@ _SHOWN = re.compile(
     r"val/\w+/(worst_group_)?accuracy|retrieval/state/top1|time/policy_overhead"
     r"|test/(frame|video)/(accuracy|auc)|test/frame/(log_loss|majority)"
 )
+# Drawn as well, seed by seed.
+_DRAWN = re.compile(r"val/\w+/accuracy|probe/trained_minus_random|retrieval/.*|test/(frame|video)/auc")
 
 
 class Entry(NamedTuple):
@@ -118,13 +120,28 @@ class Sweep:
 
 
 class Measure(NamedTuple):
-    """A number of a run, and how it is written: times `scale`, with `digits` decimals, in `unit`."""
+    """A number of a run, and how it is written: times `scale`, with `digits` decimals, in `unit`.
+
+    Attributes:
+      name: among those of `numbers`.
+      label, unit, scale, digits: how it is written.
+      counts: it is 1 or 0, of which a row shows how many are 1.
+      compared: runs are held against the baseline in it.
+    """
 
     name: str
     label: str
     unit: str
     scale: float
     digits: int
+    counts: bool = False
+    compared: bool = True
+
+    def cell(self, estimate: Mapping[str, Any], *, signed: bool = False) -> tuple[str, str]:
+        """What a row shows, ('45.3', '44.1 to 46.5') or ('2 of 3', ''); a dash where there is nothing."""
+        if self.counts and estimate:
+            return f"{round(estimate['mean'] * estimate['n'])} of {estimate['n']}", ""
+        return self.text(estimate.get("mean"), signed=signed), self.interval(estimate, signed=signed)
 
     def text(self, value: float | None, *, signed: bool = False) -> str:
         """The number alone; a dash where there is none."""
@@ -135,8 +152,8 @@ class Measure(NamedTuple):
 
     def interval(self, estimate: Mapping[str, Any], *, signed: bool = False) -> str:
         """'44.1 to 46.5', or nothing where there is one seed."""
-        if not page.is_finite(estimate.get("low")):
-            return ""
+        if self.unit == "s" or not page.is_finite(estimate.get("low")):
+            return ""  # what else the machine did is no chance that a seed takes
         return " to ".join(self.text(estimate[end], signed=signed) for end in ("low", "high"))
 
     @property
@@ -266,15 +283,16 @@ def _measure(name: str) -> Measure:
         "probe/trained": Measure(name, "probe F1", "", 1, 3),
         "probe/trained_minus_random": Measure(name, "probe F1, trained − random", "", 1, 3),
         "time/policy_overhead": Measure(name, "policy's extra time", "%", 100, 1),
-        "stuck_at_chance": Measure(name, "seeds at chance on test", "%", 100, 0),
-        "wall_seconds": Measure(name, "wall time", "s", 1, 0),
+        "stuck_at_chance": Measure(name, "at chance on test", "", 1, 0, counts=True, compared=False),
+        "wall_seconds": Measure(name, "wall time", "s", 1, 0, compared=False),
     }
     if name in special_cases:
         return special_cases[name]
     if name.endswith(("/auc", "/log_loss")):
         return Measure(name, page.readable(name.replace("/", " ")).replace("auc", "AUC"), "", 1, 3)
     words = name.removeprefix("val/").replace("worst_group_accuracy", "worst group").replace("top1", "top-1")
-    return Measure(name, page.readable(words.replace("/", " ")), "%", 100, 1)
+    compared = not name.endswith("/majority")
+    return Measure(name, page.readable(words.replace("/", " ")), "%", 100, 1, compared=compared)
 
 
 def table(sweep: Sweep) -> dict[str, Any]:
@@ -295,6 +313,7 @@ def table(sweep: Sweep) -> dict[str, Any]:
         pairs = {
             name: {seed: x - base[seed][name] for seed, x in by_seed.items() if name in base.get(seed, {})}
             for name, by_seed in values.items()
+            if _measure(name).compared
         }
         found.append(
             {
@@ -379,35 +398,42 @@ def _quarter(classes: int) -> int:
 
 def markdown(sweep: Sweep, found: Mapping[str, Any]) -> str:
     """The table, for a README."""
-    columns = measures(sweep.runs)
     lines = [f"# {sweep.title}", "", _lead(sweep), ""]
     if sweep.command:
         lines += ["```sh", sweep.command, "```", ""]
     lines += [f"{_alike(sweep)} {_what_is_measured(sweep)} In parentheses: {INTERVAL}.", ""]
-    lines += _markdown_table(sweep, columns, found["rows"], "measures")
+    lines += _markdown_table(sweep, found["rows"], "measures")
     differing = [row for row in found["rows"] if row["difference_to_baseline"]]
     if differing:
         lines += ["", f"## {_difference_title(sweep)}", "", _how_paired(sweep, differing), ""]
-        lines += _markdown_table(sweep, columns, differing, "difference_to_baseline")
+        lines += _markdown_table(sweep, differing, "difference_to_baseline")
     if waiting := _without_results(sweep):
         lines += ["", "## Runs without results", ""]
-        lines += [f"- {entry.name}: {'; '.join(_last_words(sweep, entry)[-1:])}" for entry in waiting]
+        words: dict[str, list[str]] = {}
+        for entry in waiting:
+            words.setdefault("".join(_last_words(sweep, entry)[-1:]), []).append(entry.name)
+        lines += [f"- {', '.join(names)}: {said}" for said, names in words.items()]
     return "\n".join(lines) + "\n"
 
 
-def _markdown_table(sweep: Sweep, columns, rows, part: str) -> list[str]:
+def _markdown_table(sweep: Sweep, rows: Sequence[Mapping[str, Any]], part: str) -> list[str]:
     signed = part != "measures"
+    columns = _columns(sweep, signed)
     heads = [*sweep.axes, "seeds", *(_heading(column, signed) for column in columns)]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(sweep.axes) + "---:|" * (len(columns) + 1)]
     for row in rows:
         cells = [*row["values"].values(), str(_most_seeds(row[part]))]
         for column in columns:
             cell = row[part].get(column.name, {})
-            ends = column.interval(cell, signed=signed)
-            text = column.text(cell.get("mean"), signed=signed) + (f" ({ends})" if ends else "")
+            text, ends = column.cell(cell, signed=signed)
+            text += f" ({ends})" if ends else ""
             cells.append(f"**{text}**" if signed and leaves_zero_out(cell) else text)
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _columns(sweep: Sweep, of_differences: bool) -> list[Measure]:
+    return [column for column in measures(sweep.runs) if column.compared or not of_differences]
 
 
 def _most_seeds(cells: Mapping[str, Mapping[str, Any]]) -> int:
@@ -478,7 +504,7 @@ def _how_paired(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
         cell
         for row in rows
         for name, cell in row["difference_to_baseline"].items()
-        if cell["n"] > 1 and _measure(name).unit != "s" and not name.startswith("time/")
+        if cell["n"] > 1 and not name.startswith("time/")
     ]
     sentence = (
         f"Each run minus that of {sweep.axes[-1]} {sweep.baseline} with the same seed and all else equal: "
@@ -556,6 +582,24 @@ def _table(sweep: Sweep, found: Mapping[str, Any]) -> Iterator[str]:
         f"{page.escape(_what_is_measured(sweep))}</p>"
     )
     yield _html_table(sweep, found["rows"], "measures")
+    drawn = [_seeds(sweep, found, column) for column in measures(sweep.runs) if _DRAWN.fullmatch(column.name)]
+    if drawn:
+        said = "Each dot is a seed, each stroke a mean over seeds."
+        yield f"<p>{said}</p><div class=pair>{''.join(drawn)}</div>"
+
+
+def _seeds(sweep: Sweep, found: Mapping[str, Any], column: Measure) -> str:
+    """Dots of single seeds: a row for each context, a colour for each value that is compared."""
+    scores: dict[str, dict[str, list[float]]] = {}
+    for row in found["rows"]:
+        if cell := row["measures"].get(column.name):
+            *context, value = row["values"].values()
+            label = f"{sweep.axes[-1]} {value}"
+            scores.setdefault(_context_label(sweep, context), {})[label] = list(cell["values"].values())
+    reference = ("chance", 0.5) if column.name.endswith("/auc") else None
+    drawn = figures.seeds(scores, xlabel=column.label, percent=column.unit == "%", reference=reference)
+    alt = f"{column.label} of every seed."
+    return page.figure(sweep.figure_path(_slug(["seeds", column.name])), drawn, alt)
 
 
 def _differences(sweep: Sweep, found: Mapping[str, Any]) -> Iterator[str]:
@@ -566,14 +610,12 @@ def _differences(sweep: Sweep, found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _html_table(sweep: Sweep, rows: Sequence[Mapping[str, Any]], part: str) -> str:
-    columns, signed = measures(sweep.runs), part != "measures"
+    signed = part != "measures"
+    columns = _columns(sweep, signed)
 
     def cell(row: Mapping[str, Any], column: Measure) -> str:
         content = row[part].get(column.name, {})
-        mean, ends = (
-            column.text(content.get("mean"), signed=signed),
-            column.interval(content, signed=signed),
-        )
+        mean, ends = column.cell(content, signed=signed)
         bold = signed and leaves_zero_out(content)
         return f"<td>{f'<b>{mean}</b>' if bold else mean}{f'<br><small>{ends}</small>' if ends else ''}</td>"
 
