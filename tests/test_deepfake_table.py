@@ -118,6 +118,10 @@ def test_the_table_says_what_leaks(tmp_path):
     difference = table["rows"][0]["difference_to_baseline"]["test/frame/accuracy"]
     assert difference["mean"] == pytest.approx(0.25)
     assert table["rows"][1]["measures"]["stuck_at_chance"]["mean"] == 0
+    # By whether the share of right answers is below 0.6: of booleans an interval says nothing.
+    assert "stuck_at_chance" not in table["rows"][0]["difference_to_baseline"]
+    assert re.search(r"\| random \| hard \| 3 \|.* \| 0 of 3 \|", markdown)
+    assert "imagenet-split=hard-seed=0: left out: FILE is not there" in markdown
     for text in (report, markdown):
         assert classifying.STAND_IN in text
         assert "random minus hard" in text
