@@ -82,7 +82,13 @@ def player(name, preset):
         "exp3": groups
         | {"learning_rate": 0.2, "uniform_share": 0.1, "weight_share": 0.001, "bounds_decay": 0.95},
         "policy_gradient": groups
-        | {"hidden": 64, "learning_rate": 0.01, "entropy_bonus": 0.1, "baseline_decay": 0.9},
+        | {
+            "hidden": 64,
+            "learning_rate": 0.01,
+            "entropy_bonus": 0.1,
+            "baseline_decay": 0.9,
+            "credit": "all",  # or group, which is ours
+        },
         "q_learning": groups
         | {
             "hidden": 64,

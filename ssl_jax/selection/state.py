@@ -118,12 +118,12 @@ def extrapolation_reward(error: jax.Array, errors: jax.Array, evaluations: jax.A
     """How far the selection error fell below the line through the two before (SCIENCE: reward).
 
     Args:
-      error: float32 [], E(t).
-      errors: float32 [2], E(t-1) and E(t-2).
+      error: float32 [], E(t), or [P] of each permutation.
+      errors: float32 [2] or [2, P], E(t-1) and E(t-2).
       evaluations: int32 [], how many there were before this one.
 
     Returns:
-      float32 [], (2 E(t-1) - E(t-2)) - E(t); 0 before there are two errors for a line.
+      Of the shape of E(t), (2 E(t-1) - E(t-2)) - E(t); 0 before there are two errors for a line.
     """
     return jnp.where(evaluations >= 2, 2 * errors[0] - errors[1] - error, 0.0)
 
