@@ -61,6 +61,10 @@ def make_run(path: Path, tasks: str, player: str, seed: int, *, finished: bool =
             final |= {f"val/{task}/accuracy": accuracy, f"val/{task}/worst_group_accuracy": accuracy / 2}
             final[f"val/{task}/chance"] = 0.125
         encoders = {"trained": {"mean_f1": 0.5 + 0.01 * seed}, "random": {"mean_f1": 0.52}}
+        # Time teaches what moves, 0.03 (0.02 to 0.04); space does not.
+        moving = 0.25 + (0.02 + 0.01 * seed if tasks == "both" else 0)
+        encoders["trained"]["by_category"] = {"small_object_localization": moving}
+        encoders["random"]["by_category"] = {"small_object_localization": 0.25}
         results = {
             "command": "python -m ssl_jax.main",
             "device": "CPU of a kind (2 cores)",
@@ -127,6 +131,45 @@ def test_the_interval_covers_the_mean_where_the_bootstrap_does_not():
     resampled = samples[:, key.integers(5, size=(1000, 5))].mean(2)  # [1500, 1000]
     low, high = np.percentile(resampled, (2.5, 97.5), axis=1)
     assert np.mean((low <= 0) & (high >= 0)) == pytest.approx(0.83, abs=0.02)
+
+
+def test_what_was_learned_by_category_also_along_another_axis(workdir):
+    learned = "learned/small_object_localization"
+    rows = rows_of(workdir)
+    found = rows["both", "exp3"]["measures"][learned]
+    assert found["values"] == pytest.approx({"0": 0.02, "1": 0.03, "2": 0.04})
+    half = 4.302653 * 0.01 / np.sqrt(3)  # as above
+    assert (found["low"], found["high"]) == pytest.approx((0.03 - half, 0.03 + half), abs=1e-6)
+    # The players learned the same; of the tasks, one learned more.
+    assert rows["both", "exp3"]["difference_to_baseline"][learned]["mean"] == pytest.approx(0)
+    page = sweep.build(workdir, "tasks", "spatial")
+    assert page == workdir / "by_tasks" / "report.html"
+    assert "What the features learned" in text_of(page)
+    rows = rows_of(page.parent)
+    assert list(rows) == [(player, tasks) for player in PLAYERS for tasks in TASKS]
+    assert rows["exp3", "both"]["difference_to_baseline"][learned]["mean"] == pytest.approx(0.03)
+    assert rows["exp3", "spatial"]["difference_to_baseline"] == {}
+    text = (page.parent / "table.md").read_text().partition("# What the features learned")[2]
+    assert "| exp3 | both | 3 | **+0.030 (+0.005 to +0.055)** |" in text
+    assert "accuracy" not in text  # that is in the other table
+    assert (page.parent / "figures").is_dir()
+    assert json.loads((workdir / "table.json").read_text())["compare"] == "policy"  # the sweep's own stays
+
+
+@pytest.mark.parametrize(
+    ("compare", "baseline", "sentence"),
+    [
+        ("task", "spatial", "unknown axis of the sweep 'task', did you mean 'tasks'?"),
+        (
+            "tasks",
+            "spacial",
+            "unknown value of the axis 'tasks' for --baseline 'spacial', did you mean 'spatial'?",
+        ),
+    ],
+)
+def test_other_axes_are_checked(workdir, compare, baseline, sentence):
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        sweep.build(workdir, compare, baseline)
 
 
 def test_table_has_means_over_seeds_and_paired_differences(workdir):
@@ -234,7 +277,8 @@ def test_markdown(workdir):
     # Of either row and other player: two or four accuracies, two of the probe, one of retrieval.
     assert "Of 24 intervals, times apart, 0 leave zero out" in text
     assert "| both | policy_gradient | 3 | +2.0 (−0.5 to +4.5) | +1.0 (−0.2 to +2.2) |" in text
-    assert all(line.count("|") in (0, 12, 13) for line in text.splitlines())  # wall times are not compared
+    results = text.partition("# What the features learned")[0]
+    assert all(line.count("|") in (0, 12, 13) for line in results.splitlines())  # no wall times compared
 
 
 def test_a_difference_clear_of_zero_is_bold(tmp_path, monkeypatch):
@@ -250,7 +294,16 @@ def test_a_difference_clear_of_zero_is_bold(tmp_path, monkeypatch):
 def test_page_has_every_section_and_loads_nothing(workdir):
     source = (workdir / "report.html").read_text()
     parsed = Page(source)
-    assert parsed.ids == ["summary", "table", "differences", "curves", "choices", "configs", "repeat"]
+    assert parsed.ids == [
+        "summary",
+        "table",
+        "differences",
+        "learned",
+        "curves",
+        "choices",
+        "configs",
+        "repeat",
+    ]
     assert "script" not in parsed.tags
     assert all(resource.startswith(("data:", "#")) for resource in parsed.resources)
     assert "<b>ablation" not in source
@@ -323,6 +376,7 @@ def test_comparison_of_runs_of_pretraining(tmp_path):
     assert Page((tmp_path / "out" / "page.html").read_text()).ids == [
         "summary",
         "table",
+        "learned",
         "curves",
         "choices",
         "configs",

@@ -1,7 +1,8 @@
 """One page that compares several runs: of Dueling DQN on a game, or of pre-training.
 
 python -m ssl_jax.report.comparison --runs=runs/none,runs/sequence,runs/rotation --output=comparison.html
-python -m ssl_jax.report.comparison --sweep=results/ablation     # the table and page of a sweep, anew
+python -m ssl_jax.report.comparison --sweep=runs/ablation     # the table and page of a sweep, anew
+python -m ssl_jax.report.comparison --sweep=runs/ablation --compare=tasks --baseline=spatial
 
 The runs may still be going on. Where the protocols of games differ, a warning names in what: such scores do
 not compare. The figures are also written as PNG files beside the page.
@@ -238,6 +239,8 @@ def _repeat(runs: Mapping[str, page.Run]) -> Iterator[str]:
 _RUNS = flags.DEFINE_list("runs", [], "Work directories to compare, separated by commas.")
 _OUTPUT = flags.DEFINE_string("output", "comparison.html", "The page to write; figures go beside it.")
 _SWEEP = flags.DEFINE_string("sweep", None, "Work directory of a sweep, instead of --runs and --output.")
+_COMPARE = flags.DEFINE_string("compare", None, "Another axis of the sweep to compare, with --baseline.")
+_BASELINE = flags.DEFINE_string("baseline", None, "Value of --compare that the others are held against.")
 
 
 def main(argv: list[str]) -> None:
@@ -245,7 +248,10 @@ def main(argv: list[str]) -> None:
     del argv
     if _SWEEP.value and _RUNS.value:
         raise InputError("Give --runs or --sweep, not both.")
-    built = sweep_lib.build(_SWEEP.value) if _SWEEP.value else build(_RUNS.value, _OUTPUT.value)
+    along = (_COMPARE.value, _BASELINE.value)
+    if along.count(None) == 1 or (along != (None, None) and not _SWEEP.value):
+        raise InputError("--compare=AXIS and --baseline=VALUE go together, and with --sweep.")
+    built = sweep_lib.build(_SWEEP.value, *along) if _SWEEP.value else build(_RUNS.value, _OUTPUT.value)
     print(f"Comparison: {built}")
 
 

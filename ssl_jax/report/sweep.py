@@ -3,7 +3,8 @@
 A sweep's work directory holds `sweep.json`, which `launch.sweep` writes, and a directory for each run.
 Only runs that have finished count, so that a sweep which goes on can be looked at as well:
 
-python -m ssl_jax.report.comparison --sweep=results/ablation
+python -m ssl_jax.report.comparison --sweep=runs/ablation
+python -m ssl_jax.report.comparison --sweep=runs/ablation --compare=tasks --baseline=spatial
 
 Intervals are Student's t intervals of the mean over seeds, 95 %. The percentile bootstrap, which is usual
 where there are many scores, is too narrow for the five or so seeds of a sweep: of five normal values it
@@ -35,6 +36,14 @@ INTERVAL = "95 % Student's t interval of the mean over seeds"
 _SHOWN = re.compile(
     r"val/\w+/(worst_group_)?accuracy|retrieval/state/top1|time/policy_overhead"
     r"|test/(frame|video)/(accuracy|auc)|test/frame/(log_loss|majority)"
+)
+# The columns of the two tables: beginnings of the names of `numbers`.
+_RESULTS = ("val/", "test/", "stuck_at_chance", "probe/", "retrieval/", "time/", "wall_seconds")
+_LEARNED = "learned/"
+_LEARNED_TITLE = "What the features learned"
+_WHAT_WAS_LEARNED = (
+    "F1 of linear probes of the games' state by category, mean over games: that of the trained encoder "
+    "minus that of its random start."
 )
 # Drawn as well, seed by seed.
 _DRAWN = re.compile(r"val/\w+/accuracy|probe/trained_minus_random|retrieval/.*|test/(frame|video)/auc")
@@ -165,19 +174,27 @@ class Measure(NamedTuple):
 # Reading, and what is written.
 
 
-def build(workdir: str | Path) -> Path:
+def build(workdir: str | Path, compare: str | None = None, baseline: str | None = None) -> Path:
     """Writes `table.json`, `table.md`, `report.html` and `figures/*.png` of a sweep.
+
+    Args:
+      workdir: of the sweep, where they go.
+      compare: another axis than the sweep's to compare along; then they go to `by_<axis>` in there.
+      baseline: value of that axis which the others are held against.
 
     Returns:
       The path of the page.
 
     Raises:
-      InputError: there is no such directory, it holds no sweep, or one of its files is damaged.
+      InputError: there is no such directory, it holds no sweep, one of its files is damaged, or there is no
+        such axis or value.
     """
-    sweep = read(workdir)
-    directory = Path(workdir)
+    sweep, directory = read(workdir), Path(workdir)
+    if compare is not None:
+        directory /= f"by_{compare}"
+        sweep = along(sweep, compare, baseline, directory)
     found = table(sweep)
-    (directory / "figures").mkdir(exist_ok=True)
+    (directory / "figures").mkdir(parents=True, exist_ok=True)
     metrics.write_json(directory / TABLE_FILE, found)
     files.write_text(directory / MARKDOWN_FILE, markdown(sweep, found))
     path = directory / "report.html"
@@ -214,6 +231,20 @@ def read(workdir: str | Path) -> Sweep:
         figure_path=lambda name: workdir / "figures" / f"{name}.png",
         logs=workdir / "logs",
     )
+
+
+def along(sweep: Sweep, compare: str, baseline: str | None, directory: Path) -> Sweep:
+    """The same runs, compared along another axis; figures go to `directory`.
+
+    Raises:
+      InputError: there is no such axis, or no such value on it.
+    """
+    config_lib.check_known("axis of the sweep", compare, sweep.axes)
+    known = list(dict.fromkeys(entry.values[compare] for entry in sweep.entries))
+    config_lib.check_known(f"value of the axis {compare!r} for --baseline", str(baseline), known)
+    entries = [entry._replace(values=_last(entry.values, compare)) for entry in sweep.entries]
+    place = lambda name: directory / "figures" / f"{name}.png"
+    return dataclasses.replace(sweep, baseline=baseline, entries=tuple(entries), figure_path=place)
 
 
 def _last(values: Mapping[str, str], axis: str) -> dict[str, str]:
@@ -260,21 +291,25 @@ def numbers(run: page.Run) -> dict[str, float]:
     """Name -> value of the numbers that the table shows; those that are missing or NaN are left out."""
     final = run.part("final")
     found = {name: value for name, value in final.items() if _SHOWN.fullmatch(name)}
-    f1 = {name: probe.get("mean_f1") for name, probe in run.part("probe").get("encoders", {}).items()}
-    if page.is_finite(f1.get("trained")):
-        found["probe/trained"] = f1["trained"]
-        if page.is_finite(f1.get("random")):
-            found["probe/trained_minus_random"] = f1["trained"] - f1["random"]
+    encoders = run.part("probe").get("encoders", {})
+    trained, random = (encoders.get(name, {}) for name in ("trained", "random"))
+    if page.is_finite(trained.get("mean_f1")):
+        found["probe/trained"] = trained["mean_f1"]
+        if page.is_finite(random.get("mean_f1")):
+            found["probe/trained_minus_random"] = trained["mean_f1"] - random["mean_f1"]
+        before = random.get("by_category", {})
+        for category, f1 in trained.get("by_category", {}).items():
+            if category in before:
+                found[f"{_LEARNED}{category}"] = f1 - before[category]
     if stuck := run.part("stuck_at_chance"):
         found["stuck_at_chance"] = float(stuck["test"])
     found["wall_seconds"] = run.results.get("wall_seconds")
     return {name: value for name, value in found.items() if page.is_finite(value)}
 
 
-def measures(runs: Sequence[page.Run]) -> list[Measure]:
-    """The columns of the table: every number that one of the runs has."""
+def measures(runs: Sequence[page.Run], kinds: Sequence[str] = _RESULTS) -> list[Measure]:
+    """The columns of a table: every number of these kinds that one of the runs has."""
     names = dict.fromkeys(name for run in runs for name in numbers(run))
-    kinds = ("val/", "test/", "stuck_at_chance", "probe/", "retrieval/", "time/", "wall_seconds")
     return [_measure(name) for kind in kinds for name in names if name.startswith(kind)]
 
 
@@ -288,6 +323,8 @@ def _measure(name: str) -> Measure:
     }
     if name in special_cases:
         return special_cases[name]
+    if name.startswith(_LEARNED):
+        return Measure(name, page.readable(name.removeprefix(_LEARNED)), "", 1, 3)
     if name.endswith(("/auc", "/log_loss")):
         return Measure(name, page.readable(name.replace("/", " ")).replace("auc", "AUC"), "", 1, 3)
     words = name.removeprefix("val/").replace("worst_group_accuracy", "worst group").replace("top1", "top-1")
@@ -301,7 +338,7 @@ def table(sweep: Sweep) -> dict[str, Any]:
     A difference is estimated from the pairs of runs with the same seed, so that what a seed does to both
     cancels out.
     """
-    columns, rows = measures(sweep.runs), sweep.rows()
+    columns, rows = measures(sweep.runs, (*_RESULTS, _LEARNED)), sweep.rows()
     found = []
     for row, entries in rows.items():
         own = _by_seed(entries)
@@ -402,11 +439,12 @@ def markdown(sweep: Sweep, found: Mapping[str, Any]) -> str:
     if sweep.command:
         lines += ["```sh", sweep.command, "```", ""]
     lines += [f"{_alike(sweep)} {_what_is_measured(sweep)} In parentheses: {INTERVAL}.", ""]
-    lines += _markdown_table(sweep, found["rows"], "measures")
-    differing = [row for row in found["rows"] if row["difference_to_baseline"]]
-    if differing:
-        lines += ["", f"## {_difference_title(sweep)}", "", _how_paired(sweep, differing), ""]
-        lines += _markdown_table(sweep, differing, "difference_to_baseline")
+    lines += _markdown_table(sweep, found["rows"], "measures", _RESULTS)
+    lines += _markdown_differences(sweep, found, _RESULTS)
+    if _columns(sweep, (_LEARNED,)):
+        lines += ["", f"# {_LEARNED_TITLE}", "", _WHAT_WAS_LEARNED, ""]
+        lines += _markdown_table(sweep, found["rows"], "measures", (_LEARNED,))
+        lines += _markdown_differences(sweep, found, (_LEARNED,))
     if waiting := _without_results(sweep):
         lines += ["", "## Runs without results", ""]
         words: dict[str, list[str]] = {}
@@ -416,9 +454,25 @@ def markdown(sweep: Sweep, found: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _markdown_table(sweep: Sweep, rows: Sequence[Mapping[str, Any]], part: str) -> list[str]:
+def _markdown_differences(sweep: Sweep, found: Mapping[str, Any], kinds: Sequence[str]) -> list[str]:
+    rows = _differing(sweep, found, kinds)
+    if not rows:
+        return []
+    lead = ["", f"## {_difference_title(sweep)}", "", _how_paired(sweep, rows, kinds), ""]
+    return lead + _markdown_table(sweep, rows, "difference_to_baseline", kinds)
+
+
+def _differing(sweep: Sweep, found: Mapping[str, Any], kinds: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The rows that are held against the baseline in numbers of these kinds."""
+    names = {column.name for column in _columns(sweep, kinds, of_differences=True)}
+    return [row for row in found["rows"] if names & set(row["difference_to_baseline"])]
+
+
+def _markdown_table(
+    sweep: Sweep, rows: Sequence[Mapping[str, Any]], part: str, kinds: Sequence[str]
+) -> list[str]:
     signed = part != "measures"
-    columns = _columns(sweep, signed)
+    columns = _columns(sweep, kinds, of_differences=signed)
     heads = [*sweep.axes, "seeds", *(_heading(column, signed) for column in columns)]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(sweep.axes) + "---:|" * (len(columns) + 1)]
     for row in rows:
@@ -432,8 +486,8 @@ def _markdown_table(sweep: Sweep, rows: Sequence[Mapping[str, Any]], part: str) 
     return lines
 
 
-def _columns(sweep: Sweep, of_differences: bool) -> list[Measure]:
-    return [column for column in measures(sweep.runs) if column.compared or not of_differences]
+def _columns(sweep: Sweep, kinds: Sequence[str], *, of_differences: bool = False) -> list[Measure]:
+    return [column for column in measures(sweep.runs, kinds) if column.compared or not of_differences]
 
 
 def _most_seeds(cells: Mapping[str, Mapping[str, Any]]) -> int:
@@ -499,12 +553,12 @@ def _alike(sweep: Sweep) -> str:
     return sentence.strip()
 
 
-def _how_paired(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
+def _how_paired(sweep: Sweep, rows: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> str:
     cells = [
         cell
         for row in rows
         for name, cell in row["difference_to_baseline"].items()
-        if cell["n"] > 1 and not name.startswith("time/")
+        if cell["n"] > 1 and name.startswith(tuple(kinds)) and not name.startswith("time/")
     ]
     sentence = (
         f"Each run minus that of {sweep.axes[-1]} {sweep.baseline} with the same seed and all else equal: "
@@ -531,7 +585,8 @@ def render(sweep: Sweep) -> str:
     choices = () if sweep.classifies else _choices(sweep)
     sections = [
         ("table", "Results", "".join(_table(sweep, found))),
-        ("differences", page.escape(_difference_title(sweep)), "".join(_differences(sweep, found))),
+        ("differences", page.escape(_difference_title(sweep)), _differences(sweep, found, _RESULTS)),
+        ("learned", _LEARNED_TITLE, _learned(sweep, found)),
         ("curves", "Training", "".join(_curves(sweep))),
         ("choices", "What each player chose", "".join(choices)),
         ("configs", "Where the configurations differ", "".join(_configs(sweep, found))),
@@ -581,7 +636,7 @@ def _table(sweep: Sweep, found: Mapping[str, Any]) -> Iterator[str]:
         f"<p>{page.escape(_alike(sweep))} Means over seeds; small, the {page.escape(INTERVAL)}. "
         f"{page.escape(_what_is_measured(sweep))}</p>"
     )
-    yield _html_table(sweep, found["rows"], "measures")
+    yield _html_table(sweep, found["rows"], "measures", _RESULTS)
     drawn = [_seeds(sweep, found, column) for column in measures(sweep.runs) if _DRAWN.fullmatch(column.name)]
     if drawn:
         said = "Each dot is a seed, each stroke a mean over seeds."
@@ -602,16 +657,25 @@ def _seeds(sweep: Sweep, found: Mapping[str, Any], column: Measure) -> str:
     return page.figure(sweep.figure_path(_slug(["seeds", column.name])), drawn, alt)
 
 
-def _differences(sweep: Sweep, found: Mapping[str, Any]) -> Iterator[str]:
-    rows = [row for row in found["rows"] if row["difference_to_baseline"]]
-    if rows:
-        yield f"<p>{page.escape(_how_paired(sweep, rows))}</p>"
-        yield _html_table(sweep, rows, "difference_to_baseline")
+def _differences(sweep: Sweep, found: Mapping[str, Any], kinds: Sequence[str]) -> str:
+    rows = _differing(sweep, found, kinds)
+    if not rows:
+        return ""
+    said = page.escape(_how_paired(sweep, rows, kinds))
+    return f"<p>{said}</p>{_html_table(sweep, rows, 'difference_to_baseline', kinds)}"
 
 
-def _html_table(sweep: Sweep, rows: Sequence[Mapping[str, Any]], part: str) -> str:
+def _learned(sweep: Sweep, found: Mapping[str, Any]) -> str:
+    """The state probe by category; empty if no run has one."""
+    if not _columns(sweep, (_LEARNED,)):
+        return ""
+    rows = _html_table(sweep, found["rows"], "measures", (_LEARNED,))
+    return f"<p>{page.escape(_WHAT_WAS_LEARNED)}</p>{rows}{_differences(sweep, found, (_LEARNED,))}"
+
+
+def _html_table(sweep: Sweep, rows: Sequence[Mapping[str, Any]], part: str, kinds: Sequence[str]) -> str:
     signed = part != "measures"
-    columns = _columns(sweep, signed)
+    columns = _columns(sweep, kinds, of_differences=signed)
 
     def cell(row: Mapping[str, Any], column: Measure) -> str:
         content = row[part].get(column.name, {})
