@@ -42,6 +42,7 @@ from ssl_jax.data import clips, pipeline, videos
 from ssl_jax.data.sources import Source
 from ssl_jax.experiments import deepfake, dueling_dqn, pretrain, training
 from ssl_jax.experiments.tasks import SkillMeter, Task
+from ssl_jax.networks import layers
 from ssl_jax.pretext import permutations
 from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime import mesh as mesh_lib
@@ -472,7 +473,8 @@ def measure_sampling(bench: DQNBench) -> Iterator[Row]:
 def measure_learning(bench: DQNBench) -> Iterator[Row]:
     """The updates alone, as many in one call as a vector step has, on batches that are on the device."""
     start = time.perf_counter()
-    improve = jax.jit(bench.improve, donate_argnums=3).lower(*bench.improve_inputs).compile()
+    improve = jax.jit(bench.improve, donate_argnums=3, compiler_options=layers.compiler_options())
+    improve = improve.lower(*bench.improve_inputs).compile()
     yield "learning/compile", time.perf_counter() - start, "s"
 
     def once():

@@ -209,6 +209,22 @@ def test_the_form_is_chosen_by_the_backend():
     assert not layers.fast_on_cpu("plain")
 
 
+def test_the_compiler_knows_its_options_and_answers_the_same(monkeypatch):
+    options = layers.compiler_options()
+    assert options  # on a CPU; if XLA no longer knows them, a Q-network's updates are slower
+    x = jax.random.normal(jax.random.PRNGKey(0), (3, 20, 20, 8))
+    kernel = jax.random.normal(jax.random.PRNGKey(1), (4, 4, 8, 16))
+    gradient = jax.grad(lambda kernel, x: (layers.conv(x, kernel, stride=2, form="plain") ** 2).sum())
+    ours, plain = jax.jit(gradient, compiler_options=options), jax.jit(gradient)
+    np.testing.assert_allclose(ours(kernel, x), plain(kernel, x), rtol=1e-4, atol=1e-2)
+
+    def refuse(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("No such compile option")
+
+    monkeypatch.setattr(layers.jax, "jit", refuse)
+    assert layers.compiler_options.__wrapped__() == {}
+
+
 def test_an_unknown_form_names_the_closest():
     with pytest.raises(InputError, match=r"unknown form 'plane', did you mean 'plain'"):
         layers.max_pool(jnp.zeros((1, 5, 5, 1)), form="plane")

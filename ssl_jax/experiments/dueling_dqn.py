@@ -777,7 +777,7 @@ def make_calls(setup: Setup) -> Calls:
 def make_actor(setup: Setup) -> Callable[[State, np.ndarray], jax.Array]:
     """(state, s_t uint8 [S * N, H, W, stack]) -> actions int32 [S * N]."""
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=layers.compiler_options())
     def actor(step, key, params, s_t):
         actions = setup.over_agents(functools.partial(act, setup), (None, 0, 0, 0))(
             step, agent_keys(setup, key), params, _by_agent(setup, s_t)
@@ -810,7 +810,7 @@ def make_learner(setup: Setup, num_updates: int) -> Callable[[State, Row], tuple
 
     if setup.memory.place == "host":
         add_and_draw = jax.jit(add_and_draw, donate_argnums=2)
-        learn = jax.jit(learn, donate_argnums=3)
+        learn = jax.jit(learn, donate_argnums=3, compiler_options=layers.compiler_options())
         settle = jax.jit(settle, donate_argnums=0)
 
     def learner(state, row):
@@ -829,7 +829,9 @@ def make_learner(setup: Setup, num_updates: int) -> Callable[[State, Row], tuple
         )
         return state, metrics
 
-    return learner if setup.memory.place == "host" else jax.jit(learner, donate_argnums=0)
+    if setup.memory.place == "host":
+        return learner
+    return jax.jit(learner, donate_argnums=0, compiler_options=layers.compiler_options())
 
 
 def _by_agent(setup, array):
@@ -1063,7 +1065,7 @@ Player = Callable[[float, Any, jax.Array, np.ndarray], jax.Array]
 def make_player(setup: Setup) -> Player:
     """(epsilon, params of the agents, key, s_t uint8 [S * N, H, W, stack]) -> actions int32 [S * N]."""
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=layers.compiler_options())
     def player(epsilon, params, key, s_t):
         def act_of_one(key, params, s_t):
             q = setup.network.apply({"params": params}, s_t)

@@ -63,11 +63,10 @@ class NatureTrunk(nn.Module):
         x = x.astype(self.dtype)
         if pixels:
             x = x / 255
-        # On a CPU of two cores, forwards and backwards at batch 32, XLA's own convolution is the faster form
-        # of the first layer, which passes no gradient on: about 25 ms for the trunk, against 30 with the
-        # cpu form there too. Of the others it is no faster, and slower under vmap over parameters.
-        conv = functools.partial(Conv, kernel_init=KERNEL_INIT, dtype=self.dtype)
-        x = nn.relu(conv(32, window=8, stride=4, form="plain", name="conv1")(x))
+        # XLA's own convolutions are the faster form for layers of so few channels, also under vmap over
+        # parameters; see `layers.compiler_options`.
+        conv = functools.partial(Conv, kernel_init=KERNEL_INIT, dtype=self.dtype, form="plain")
+        x = nn.relu(conv(32, window=8, stride=4, name="conv1")(x))
         if layer == "conv1":
             return x
         x = nn.relu(conv(64, window=4, stride=2, name="conv2")(x))
