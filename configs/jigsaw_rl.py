@@ -87,7 +87,8 @@ def player(name, preset):
             "learning_rate": 0.01,
             "entropy_bonus": 0.1,
             "baseline_decay": 0.9,
-            "credit": "all",  # or group, which is ours
+            "credit": "all",  # or group; and
+            "draws": "independent",  # or even: both are ours
         },
         "q_learning": groups
         | {

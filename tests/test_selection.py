@@ -9,6 +9,7 @@ import pytest
 from ssl_jax import selection
 from ssl_jax.runtime.errors import InputError
 from ssl_jax.selection import Evaluation, policy_gradient
+from ssl_jax.selection import state as state_lib
 
 KEY = jax.random.key(0)
 group_permutations = jax.jit(selection.group_permutations, static_argnums=1)
@@ -138,6 +139,7 @@ def test_the_state_is_all_there_is(make_player, player):
         ("exp3", {"num_groups": 0}, "num_groups must be at least 1, not 0"),
         ("policy_gradient", {"num_groups": 0}, "num_groups must be at least 1, not 0"),
         ("policy_gradient", {"credit": "own"}, "credit must be one of all, group, not 'own'"),
+        ("policy_gradient", {"draws": "odd"}, "draws must be one of independent, even, not 'odd'"),
         ("policy_gradient", {"period": 0}, "period must be at least 1, not 0"),
         ("q_learning", {"capacity": 0}, "capacity must be at least 1, not 0"),
         ("q_learning", {"epsilon": 2.0}, r"epsilon must be in \[0, 1\], not 2.0"),
@@ -252,6 +254,64 @@ def test_a_group_without_members_has_no_reward_and_its_first_is_its_own_scale(by
     np.testing.assert_allclose(state.reward_mean, [0.1, 0.05], atol=1e-6)
     np.testing.assert_allclose(metrics["advantage"], 0.5, atol=1e-4)
     assert before.rewards.dtype == state.rewards.dtype
+
+
+@pytest.mark.parametrize(("seed", "batch_size"), [(0, 7), (1, 32), (2, 100), (3, 250)])
+def test_even_draws_follow_a_probability_with_the_least_chance(seed, batch_size):
+    draw = jax.jit(state_lib.draw_evenly, static_argnums=4)
+    probability = np.random.default_rng(seed).dirichlet(np.ones(100)).astype(np.float32)
+    owed, counts, group = jnp.zeros(100), np.zeros(100), jnp.arange(100) // 10
+    for step in range(1, 60):
+        index, owed = draw(jax.random.key(step), probability, group, owed, batch_size)
+        assert index.shape == (batch_size,)
+        counts += np.bincount(index, minlength=100)
+        # Independent draws would be off by sqrt(expected), up to 20 here.
+        np.testing.assert_allclose(counts, step * batch_size * probability, atol=2.5)
+        np.testing.assert_allclose(owed, step * batch_size * probability - counts, atol=0.02)
+
+
+def test_even_uniform_draws_are_nearly_epochs_and_never_the_same():
+    draw = jax.jit(state_lib.draw_evenly, static_argnums=4)
+    probability, batches = jnp.full((100,), 0.01), []
+    owed, group = jnp.zeros(100), jnp.zeros(100, jnp.int32)
+    for step in range(20):
+        index, owed = draw(jax.random.key(step), probability, group, owed, 25)
+        assert len(set(np.asarray(index).tolist())) == 25
+        batches.append(frozenset(np.asarray(index).tolist()))
+    assert len(set(batches)) == 20
+    counts = np.bincount(np.concatenate([list(batch) for batch in batches]), minlength=100)
+    assert counts.min() >= 4  # of 5
+    assert counts.max() <= 6
+
+
+def test_a_period_of_even_draws_comes_to_what_independent_draws_would():
+    """Group counts over a period are multinomial, and every batch has its part of them."""
+    make = functools.partial(policy_gradient.make, num_permutations=12, period=16, num_groups=3)
+    player = make(draws="even")
+    state = player.init(KEY).replace(group=jnp.repeat(jnp.arange(3), jnp.array([2, 4, 6])))
+
+    @jax.jit
+    @jax.vmap
+    def play(key):
+        def step(state, key):
+            state, index = player.choose(key, state, 8)
+            return state, index
+
+        return jax.lax.scan(step, state, jax.random.split(key, 16))
+
+    states, index = play(jax.random.split(KEY, 400))
+    groups = np.asarray(state.group)[index]  # [400, 16, 8]
+    counts = np.stack([(groups == k).sum((1, 2)) for k in range(3)], -1)
+    np.testing.assert_allclose(states.count, counts)
+    share = np.array([2, 4, 6]) / 12
+    np.testing.assert_allclose(counts.mean(0), 128 * share, atol=1)
+    np.testing.assert_allclose(counts.var(0), 128 * share * (1 - share), rtol=0.3)
+    # Of what a period has of a group, each batch has a sixteenth, give or take what is still owed.
+    per_batch = np.stack([(groups == k).sum(2) for k in range(3)], -1)  # [400, 16, 3]
+    assert np.abs(per_batch - counts[:, None] / 16).max() < 3
+    assert per_batch.std(1).mean() < 0.75  # independent ones have 1.3
+    members = (np.asarray(index)[..., None] == np.arange(12)).sum((1, 2))  # [400, 12]
+    assert np.abs(members - (counts / [2, 4, 6])[:, state.group]).max() < 2.5  # in turn
 
 
 SIZES = (4, 6)  # permutations of two tasks, which are in two groups each
@@ -375,9 +435,17 @@ def learn(player, rounds, best_group=1, seed=0):
     return jax.lax.scan(round_, (player.init(KEY), 0.0), keys)[1]
 
 
-@pytest.mark.parametrize(("name", "share"), [("policy_gradient", 0.8), ("exp3", 0.75), ("q_learning", 0.65)])
-def test_adaptive_players_find_the_only_group_that_teaches(name, share):
-    player = selection.PLAYERS[name](num_permutations=12, period=1, num_groups=3)
+@pytest.mark.parametrize(
+    ("name", "options", "share"),
+    [
+        ("policy_gradient", {}, 0.8),
+        ("policy_gradient", {"draws": "even"}, 0.8),
+        ("exp3", {}, 0.75),
+        ("q_learning", {}, 0.65),
+    ],
+)
+def test_adaptive_players_find_the_only_group_that_teaches(name, options, share):
+    player = selection.PLAYERS[name](num_permutations=12, period=1, num_groups=3, **options)
     one = lambda best_group, seed: learn(player, 600, best_group, seed)[-100:].mean()
     learned = jax.vmap(one)(jnp.repeat(jnp.arange(3), 2), jnp.tile(jnp.arange(2), 3))
     assert (learned > share).all(), learned  # by chance 1/3

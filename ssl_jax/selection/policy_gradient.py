@@ -13,6 +13,10 @@ With `credit="group"`, which is ours, each group has a reward of its own: r(t) o
 All draws of a period otherwise share one number, which is mostly noise. As a group of the hardest is always
 expected to fall back to the mean, a group's reward is held against the average for groups of its rank.
 
+With `draws="even"`, ours as well, chance decides once a period how often each group is drawn, as often as
+independent draws would come to, and no more: within the period every batch has its part of that, and the
+members of a group come in turn. What the policy learns from is the same; the batches are more alike.
+
 One policy may choose for several tasks that are trained together, as the paper's in space and in time are.
 Its trunk then sees the states of all, and it has a head, which is a part of its last layer, for the groups of
 each. That the heads share a trunk and one reward, in which E is the mean of the tasks' errors, is ours.
@@ -31,6 +35,7 @@ from ssl_jax.selection import state as state_lib
 from ssl_jax.selection.state import Evaluation, Player, check_option
 
 CREDITS = ("all", "group")
+DRAWS = ("independent", "even")
 
 
 @flax.struct.dataclass
@@ -44,6 +49,8 @@ class PolicyState:
       group: int32 [P], the group of each permutation since the last evaluation; the groups of a task are
         numbered from where those of the task before it end.
       count: float32 [K], how often each group was drawn since the last evaluation.
+      share: float32 [P], of the draws of this period that each permutation gets, if draws are even.
+      owed: float32 [P], see `state.draw_evenly`.
       errors: float32 [2], E(t-1) and E(t-2).
       member_errors: float32 [2, P], those of each permutation.
       reward_mean: float32 [], or [K] if groups are credited apart, moving average of the reward
@@ -58,6 +65,8 @@ class PolicyState:
     rows: jax.Array
     group: jax.Array
     count: jax.Array
+    share: jax.Array
+    owed: jax.Array
     errors: jax.Array
     member_errors: jax.Array
     reward_mean: jax.Array
@@ -76,6 +85,7 @@ def make(
     entropy_bonus: float = 0.01,
     baseline_decay: float = 0.9,
     credit: str = "all",
+    draws: str = "independent",
 ) -> Player:
     """The policy-gradient player of one task.
 
@@ -91,6 +101,7 @@ def make(
       baseline_decay: of the moving averages of reward and squared advantage.
       credit: what a draw is rewarded by: how the error of "all" permutations fell (the paper's), or that of
         its own "group".
+      draws: "independent" of each other (the paper's), or "even" within a period.
 
     Raises:
       InputError: an option that does not fit.
@@ -109,6 +120,7 @@ def make_joint(
     entropy_bonus: float,
     baseline_decay: float,
     credit: str = "all",
+    draws: str = "independent",
 ) -> tuple[Player, ...]:
     """One policy for several tasks: a player for each, all of which share one state.
 
@@ -125,6 +137,7 @@ def make_joint(
     check_option(period >= 1, "period", period, "at least 1")
     check_option(num_groups >= 1, "num_groups", num_groups, "at least 1")
     check_option(credit in CREDITS, "credit", credit, f"one of {', '.join(CREDITS)}")
+    check_option(draws in DRAWS, "draws", draws, f"one of {', '.join(DRAWS)}")
     groups = [min(num_groups, num) for num in num_permutations]
     sets, heads = _parts(num_permutations), _parts(groups)
     rewards = () if credit == "all" else (sum(groups),)
@@ -146,6 +159,8 @@ def make_joint(
             rows=rows,
             group=number_through(map(deal, num_permutations, groups)),
             count=jnp.zeros((sum(groups),)),
+            share=jnp.zeros((sum(num_permutations),)),
+            owed=jnp.zeros((sum(num_permutations),)),
             errors=jnp.zeros((2,)),
             member_errors=jnp.zeros((2, sum(num_permutations))),
             reward_mean=jnp.zeros(rewards),
@@ -188,6 +203,8 @@ def make_joint(
             rows=jnp.concatenate([*map(state_lib.sorted_rows, evaluations)]),
             group=number_through(map(state_lib.group_permutations, evaluations, groups)),
             count=jnp.zeros_like(state.count),
+            share=state.share,
+            owed=state.owed,
             errors=jnp.stack([error, state.errors[0]]),
             member_errors=jnp.stack([member_errors, state.member_errors[0]]),
             reward_mean=reward_mean,
@@ -202,20 +219,42 @@ def make_joint(
         ]
         return state, *metrics
 
-    def player(members: slice) -> Player:
+    def player(head: slice, members: slice) -> Player:
         def log_probability(state):
             logits = network.apply(state.params, state.rows)
             return state_lib.member_log_probability(logits, state.group[members])
 
+        def draw_share(key, state, group, batch_size):
+            """What a period of independent draws comes to, all members of a group alike; sums to one."""
+            index = jax.random.categorical(key, log_probability(state), shape=(period * batch_size,))
+            drawn = jnp.bincount(index, length=len(group)) / len(index)
+            of_groups = lambda values: state_lib.group_sums(values, group, head.stop - head.start)
+            return (of_groups(drawn) / jnp.maximum(of_groups(1.0), 1))[group]
+
+        def choose_evenly(key, state, batch_size):
+            share_key, draw_key = jax.random.split(key)
+            group = state.group[members] - head.start
+            share = jax.lax.cond(
+                state.count[head].sum() == 0,
+                lambda: draw_share(share_key, state, group, batch_size),
+                lambda: state.share[members],
+            )
+            index, owed = state_lib.draw_evenly(draw_key, share, group, state.owed[members], batch_size)
+            share, owed = state.share.at[members].set(share), state.owed.at[members].set(owed)
+            return state.replace(share=share, owed=owed), index
+
         def choose(key, state, batch_size):
-            index = jax.random.categorical(key, log_probability(state), shape=(batch_size,))
+            if draws == "even":
+                state, index = choose_evenly(key, state, batch_size)
+            else:
+                index = jax.random.categorical(key, log_probability(state), shape=(batch_size,))
             count = state.count.at[state.group[members][index]].add(1)
             return state.replace(count=count), index.astype(jnp.int32)
 
         probability = lambda state: jnp.exp(log_probability(state))
         return Player(init, choose, observe, probability, period)
 
-    return tuple(map(player, sets))
+    return tuple(map(player, heads, sets))
 
 
 def _parts(sizes: Sequence[int]) -> list[slice]:
