@@ -87,8 +87,9 @@ def player(name, preset):
             "learning_rate": 0.01,
             "entropy_bonus": 0.1,
             "baseline_decay": 0.9,
-            "credit": "all",  # or group; and
-            "draws": "independent",  # or even: both are ours
+            "credit": "all",  # or group, which is ours
+            # Even draws are ours, too, and teach more; see README, "What came out: who chooses".
+            "draws": "independent" if preset == "paper" else "even",
         },
         "q_learning": groups
         | {

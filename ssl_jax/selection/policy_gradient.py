@@ -226,10 +226,10 @@ def make_joint(
 
         def draw_share(key, state, group, batch_size):
             """What a period of independent draws comes to, all members of a group alike; sums to one."""
-            index = jax.random.categorical(key, log_probability(state), shape=(period * batch_size,))
-            drawn = jnp.bincount(index, length=len(group)) / len(index)
             of_groups = lambda values: state_lib.group_sums(values, group, head.stop - head.start)
-            return (of_groups(drawn) / jnp.maximum(of_groups(1.0), 1))[group]
+            number = period * batch_size
+            drawn = jax.random.multinomial(key, number, of_groups(jnp.exp(log_probability(state))))
+            return (drawn / number / jnp.maximum(of_groups(1.0), 1))[group]
 
         def choose_evenly(key, state, batch_size):
             share_key, draw_key = jax.random.split(key)
