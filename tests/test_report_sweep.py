@@ -242,6 +242,40 @@ def test_numbers_that_are_missing_or_nan_are_left_out(tmp_path):
 # What is written.
 
 
+def test_many_labels_have_a_line_each_and_few_a_legend():
+    scores = {"space": {f"player {i}": [0.1 * i, 0.2 * i] for i in range(6)}, "time": {"player 5": [0.7]}}
+    (axes,) = figures.seeds(scores, xlabel="accuracy").axes
+    named = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert named == ["space", *(f"player {i}" for i in range(6)), "time", "player 5"]
+    assert axes.get_legend() is None
+    dots = {tuple(np.round(place, 6)) for drawn in axes.collections for place in drawn.get_offsets()}
+    assert {(0.5, 6.0), (1.0, 6.0), (0.7, 8.0)} <= dots  # player 5 in space, and in time
+    few = {row: {name: of[name] for name in list(of)[:3]} for row, of in scores.items()}
+    (axes,) = figures.seeds(few, xlabel="accuracy").axes
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["space", "time"]
+    assert len(axes.get_legend().get_texts()) == 4
+
+
+def test_a_high_legend_leaves_the_axes_their_height():
+    def height(labels):
+        return figures.curves({label: ([1, 2], [1, 2]) for label in labels}, ylabel="y").get_figheight()
+
+    assert height(["a", "b"]) == figures.HEIGHT
+    assert height([f"a long name of a player, number {i}" for i in range(9)]) > figures.HEIGHT + 1
+
+
+def test_labels_leave_out_what_no_one_needs(tmp_path):
+    def labels(*values):
+        entries = [sweep.Entry(value, {"policy": value}, 0, "", None) for value in values]
+        found = sweep.Sweep("", "", None, 1, tuple(entries), lambda name: tmp_path / name)
+        return [found.label(value) for value in values]
+
+    short = labels("uniform", "policy_gradient spatial.selection.period=16", "joint selection.period=16")
+    assert short == ["uniform", "policy_gradient period=16", "joint period=16"]
+    alike = ["policy_gradient spatial.selection.period=16", "policy_gradient temporal.selection.period=16"]
+    assert labels(*alike) == alike
+
+
 def test_dots_are_seeds_and_strokes_are_means(monkeypatch, tmp_path):
     drawn = {}
     seeds = figures.seeds

@@ -31,6 +31,7 @@ ENCODERS = ("#0072b2", "#8b97a4", "#c6cdd4")  # the encoder in question, then it
 
 WIDTH = 4.9  # inches; two such figures stand side by side on the page
 HEIGHT = 2.75
+MOST_TOGETHER = 4  # labels whose dots are on one line
 PIXELS_AN_INCH = 200
 AGENT_STEPS = "agent steps of one agent"  # what `step` counts where games are played
 
@@ -578,6 +579,8 @@ def seeds(
 ) -> Figure:
     """Scores of single seeds as dots, around their mean as a stroke.
 
+    A few labels share the line of their row, and have a legend; more have a line each.
+
     Args:
       scores: row -> label -> one score a seed; labels have the same colour in all rows.
       xlabel: name of the score.
@@ -585,34 +588,46 @@ def seeds(
       reference: (label, value) of a dashed vertical line, such as chance.
     """
     labels = list(dict.fromkeys(label for row in scores.values() for label in row))
-    apart = 0.8 / max(1, len(labels))
-    figure = Figure(figsize=(WIDTH, 0.85 + max(0.3, 0.16 * len(labels)) * len(scores)))
+    lined_up = len(labels) > MOST_TOGETHER
+    lines: list[list[tuple[str, str]]] = []  # of the figure, from the top: (row, label) of what is on each
+    names: list[str] = []
+    for row, of in scores.items():
+        if not lined_up:
+            lines, names = [*lines, [(row, label) for label in labels if label in of]], [*names, row]
+            continue
+        heads = [row] if len(scores) > 1 else []
+        lines += [[] for _ in heads] + [[(row, label)] for label in of]
+        names += [*heads, *of]
+    apart = 0.8 if lined_up else 0.8 / max(1, len(labels))
+    high = 0.21 if lined_up else max(0.3, 0.16 * len(labels))
+    figure = Figure(figsize=(WIDTH, 0.85 + high * len(lines)))
     axes = figure.add_subplot()
     for i, label in enumerate(labels):
-        place = lambda row, i=i: row + (i - (len(labels) - 1) / 2) * apart
-        dots = [(x, place(row)) for row, of in enumerate(scores.values()) for x in of.get(label, ())]
-        means = [(np.mean(of[label]), place(row)) for row, of in enumerate(scores.values()) if of.get(label)]
+        shift = 0 if lined_up else (i - (len(labels) - 1) / 2) * apart
+        places = [(line + shift, row) for line, on in enumerate(lines) for row, own in on if own == label]
         color, marker = SERIES[i % len(SERIES)], "os^Dv"[i // len(SERIES) % 5]
         axes.scatter(
-            *np.reshape(dots, (-1, 2)).T,
+            *np.reshape([(x, y) for y, row in places for x in scores[row][label]], (-1, 2)).T,
             s=14,
             linewidths=0,
             color=color,
             alpha=0.55,
             marker=marker,
-            label=label,
+            label=None if lined_up else label,
         )
-        x, y = np.reshape(means, (-1, 2)).T
+        y = np.array([y for y, row in places if scores[row][label]])
+        x = [np.mean(scores[row][label]) for _, row in places if scores[row][label]]
         axes.vlines(x, y - 0.45 * apart, y + 0.45 * apart, color=color, linewidth=2)
     if reference is not None:
         axes.axvline(reference[1], color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)), label=reference[0])
-    axes.set_yticks(range(len(scores)), scores)
-    axes.set_ylim(len(scores) - 0.45, -0.55)
+    axes.set_yticks(range(len(names)), [textwrap.fill(name, 34) for name in names])
+    axes.set_ylim(len(names) - 0.45, -0.55)
     axes.yaxis.grid(False)
     if percent:
         axes.xaxis.set_major_formatter(PercentFormatter(xmax=1.0))
     axes.set_xlabel(xlabel)
-    _legend_above(axes)
+    if axes.get_legend_handles_labels()[1]:
+        _legend_above(axes)
     return figure
 
 
@@ -658,9 +673,12 @@ def _steps_axis(axes: Axes, xlabel: str = "training step") -> None:
 
 
 def _legend_above(axes: Axes) -> None:
-    longest = max(len(label) for label in axes.get_legend_handles_labels()[1])
-    fitting = int(14 * axes.figure.get_figwidth()) // (longest + 5)  # 14 characters an inch
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=min(4, max(1, fitting)))
+    """A legend on top; more than two lines of it make the figure higher, not the axes lower."""
+    labels, figure = axes.get_legend_handles_labels()[1], axes.figure
+    fitting = int(14 * figure.get_figwidth()) // (max(map(len, labels)) + 5)  # 14 characters an inch
+    columns = min(4, max(1, fitting))
+    figure.set_figheight(figure.get_figheight() + 0.19 * max(0, -(-len(labels) // columns) - 2))
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns)
 
 
 def _color_bar(figure: Figure, mesh: QuadMesh, label: str) -> Colorbar:

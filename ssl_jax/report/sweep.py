@@ -107,6 +107,12 @@ class Sweep:
                 found.setdefault(row[:-1], {})[row[-1]] = counted
         return found
 
+    def label(self, value: str) -> str:
+        """A value of an axis for figures: overrides by the last part of their keys where that is enough."""
+        values = {value for entry in self.entries for value in entry.values.values()}
+        short = {value: re.sub(r"\S*\.(?=\w+=)", "", value) for value in values}
+        return short[value] if len(set(short.values())) == len(values) else value
+
     @property
     def axes(self) -> list[str]:
         """Names of the axes; the last one is compared."""
@@ -649,7 +655,7 @@ def _seeds(sweep: Sweep, found: Mapping[str, Any], column: Measure) -> str:
     for row in found["rows"]:
         if cell := row["measures"].get(column.name):
             *context, value = row["values"].values()
-            label = f"{sweep.axes[-1]} {value}"
+            label = f"{sweep.axes[-1]} {sweep.label(value)}"
             scores.setdefault(_context_label(sweep, context), {})[label] = list(cell["values"].values())
     reference = ("chance", 0.5) if column.name.endswith("/auc") else None
     drawn = figures.seeds(scores, xlabel=column.label, percent=column.unit == "%", reference=reference)
@@ -710,7 +716,7 @@ def _two_lines(heading: str) -> str:
 
 
 def _context_label(sweep: Sweep, context: Sequence[str]) -> str:
-    return ", ".join(f"{axis} {value}" for axis, value in zip(sweep.axes, context, strict=False))
+    return ", ".join(f"{axis} {sweep.label(value)}" for axis, value in zip(sweep.axes, context, strict=False))
 
 
 def _curves(sweep: Sweep) -> Iterator[str]:
@@ -731,7 +737,7 @@ def _curves(sweep: Sweep) -> Iterator[str]:
 
 def _curve(sweep: Sweep, context: tuple[str, ...], players: Mapping[str, list[page.Run]], name: str) -> str:
     seeds = {
-        player: over_seeds([dict(zip(*run.series(name), strict=True)) for run in runs])
+        sweep.label(player): over_seeds([dict(zip(*run.series(name), strict=True)) for run in runs])
         for player, runs in players.items()
     }
     chances = {run.part("final").get(f"{name.removesuffix('accuracy')}chance") for run in sweep.runs} - {None}
@@ -801,7 +807,8 @@ def _choices(sweep: Sweep) -> Iterator[str]:
 
 def _hard_curve(sweep: Sweep, task: str, words: Sequence[str], players: Mapping[str, list[page.Run]]) -> str:
     seeds = {
-        player: over_seeds([_hard_shares(run, task) for run in runs]) for player, runs in players.items()
+        sweep.label(player): over_seeds([_hard_shares(run, task) for run in runs])
+        for player, runs in players.items()
     }
     size = next(run for runs in players.values() for run in runs).choices(task).accuracy.shape[1]
     uniform = ("uniform draw", _quarter(size) / size)
