@@ -42,19 +42,20 @@ def fast_on_cpu(form: Form = "auto") -> bool:
 
 @functools.cache
 def compiler_options() -> dict[str, str]:
-    """Options of `jax.jit` for networks of few channels, such as a Q-network's; none but on a CPU.
+    """Options of `jax.jit` for a network of few channels, such as a Q-network; none but on a CPU.
 
     XLA's CPU backend gives convolutions to YNNPACK, which computes each on one thread. XLA's own take all
-    threads: on two cores, an update of a Q-network takes a quarter to a third less time. On one core, and in
-    networks whose cpu form has few of them left, it makes no difference. An XLA that does not know the option
-    does without.
+    threads: on two cores, an update of a Q-network takes a quarter to a third less time; on one core, as
+    long. An XLA that does not know the option does without.
     """
+    if jax.default_backend() != "cpu":
+        return {}
     options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except jax.errors.JaxRuntimeError:
         return {}
-    return options if jax.default_backend() == "cpu" else {}
+    return options
 
 
 def check_input(x: jax.Array, smallest: int, who: str) -> None:
