@@ -50,7 +50,7 @@ class PolicyState:
         numbered from where those of the task before it end.
       count: float32 [K], how often each group was drawn since the last evaluation.
       share: float32 [P], of the draws of this period that each permutation gets, if draws are even.
-      owed: float32 [P], see `state.draw_evenly`.
+      owed: float32 [P], draws of each permutation that are due, see `state.draw_evenly`, if draws are even.
       errors: float32 [2], E(t-1) and E(t-2).
       member_errors: float32 [2, P], those of each permutation.
       reward_mean: float32 [], or [K] if groups are credited apart, moving average of the reward
@@ -231,24 +231,25 @@ def make_joint(
             drawn = jax.random.multinomial(key, number, of_groups(jnp.exp(log_probability(state))))
             return (drawn / number / jnp.maximum(of_groups(1.0), 1))[group]
 
-        def choose_evenly(key, state, batch_size):
-            share_key, draw_key = jax.random.split(key)
-            group = state.group[members] - head.start
-            share = jax.lax.cond(
-                state.count[head].sum() == 0,
-                lambda: draw_share(share_key, state, group, batch_size),
-                lambda: state.share[members],
-            )
-            index, owed = state_lib.draw_evenly(draw_key, share, group, state.owed[members], batch_size)
-            share, owed = state.share.at[members].set(share), state.owed.at[members].set(owed)
-            return state.replace(share=share, owed=owed), index
-
         def choose(key, state, batch_size):
+            group = state.group[members] - head.start
             if draws == "even":
-                state, index = choose_evenly(key, state, batch_size)
+                share_key, draw_key = jax.random.split(key)
+                share = jax.lax.cond(
+                    state.count[head].sum() == 0,
+                    lambda: draw_share(share_key, state, group, batch_size),
+                    lambda: state.share[members],
+                )
+                owed = state.owed.at[members].add(batch_size * share)
+                state = state.replace(share=state.share.at[members].set(share), owed=owed)
+                index = state_lib.draw_evenly(draw_key, owed[members], group, batch_size)
             else:
                 index = jax.random.categorical(key, log_probability(state), shape=(batch_size,))
-            count = state.count.at[state.group[members][index]].add(1)
+            # Counted once: several devices, with a part of the batch each, add up what they drew.
+            drawn = jnp.zeros(len(group)).at[index].add(1)
+            if draws == "even":
+                state = state.replace(owed=state.owed.at[members].add(-drawn))
+            count = state.count.at[state.group[members]].add(drawn)
             return state.replace(count=count), index.astype(jnp.int32)
 
         probability = lambda state: jnp.exp(log_probability(state))

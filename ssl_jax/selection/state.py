@@ -148,32 +148,28 @@ def draw(key: jax.Array, probability: jax.Array, batch_size: int) -> jax.Array:
     return jax.random.categorical(key, jnp.log(probability), shape=(batch_size,)).astype(jnp.int32)
 
 
-def draw_evenly(
-    key: jax.Array, probability: jax.Array, group: jax.Array, owed: jax.Array, batch_size: int
-) -> tuple[jax.Array, jax.Array]:
-    """Permutations in proportion to a probability, with the least chance about how often each comes.
+def draw_evenly(key: jax.Array, owed: jax.Array, group: jax.Array, batch_size: int) -> jax.Array:
+    """Permutations with the least chance about how often each comes, by systematic sampling (Madow 1949).
 
-    What each is owed, its share of all draws so far minus how often it came, decides by systematic sampling
-    (Madow 1949): a uniform probability gives something close to epochs over the set.
+    Where what is owed grows by `batch_size` times a probability before every batch, and falls by one with
+    every draw, they follow that probability; a uniform one gives something close to epochs over the set.
 
     Args:
       key: chooses among those that are owed something.
-      probability: float32 [P].
+      owed: float32 [P], how many draws of each permutation are due; sums to B.
       group: int32 [P]; of each group a batch has what is owed to its members, give or take one.
-      owed: float32 [P], at first zero, from the call before.
       batch_size: B.
 
     Returns:
-      int32 [B], and what is owed now; it sums to zero.
+      int32 [B].
     """
     order_key, start_key = jax.random.split(key)
-    owed = owed + batch_size * probability
     order = jnp.argsort(group + jax.random.uniform(order_key, owed.shape))
     ends = jnp.cumsum(jnp.maximum(owed, 0)[order])
     # At equal distances, from a random start on.
     places = (jnp.arange(batch_size) + jax.random.uniform(start_key)) * ends[-1] / batch_size
     index = order[jnp.minimum(jnp.searchsorted(ends, places, side="right"), len(owed) - 1)]
-    return index.astype(jnp.int32), owed.at[index].add(-1)
+    return index.astype(jnp.int32)
 
 
 def entropy(probability: jax.Array) -> jax.Array:
