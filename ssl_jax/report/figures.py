@@ -589,25 +589,26 @@ def seeds(
     """
     labels = list(dict.fromkeys(label for row in scores.values() for label in row))
     lined_up = len(labels) > MOST_TOGETHER
-    lines: list[list[tuple[str, str]]] = []  # of the figure, from the top: (row, label) of what is on each
-    names: list[str] = []
+    apart = 0.8 if lined_up else 0.8 / max(1, len(labels))
+    names: list[str] = []  # of the lines, from the top
+    places: dict[tuple[str, str], float] = {}  # row and label -> the line, or a place near it
     for row, of in scores.items():
         if not lined_up:
-            lines, names = [*lines, [(row, label) for label in labels if label in of]], [*names, row]
+            shifts = {label: (i - (len(labels) - 1) / 2) * apart for i, label in enumerate(labels)}
+            places |= {(row, label): len(names) + shifts[label] for label in of}
+            names.append(row)
             continue
-        heads = [row] if len(scores) > 1 else []
-        lines += [[] for _ in heads] + [[(row, label)] for label in of]
-        names += [*heads, *of]
-    apart = 0.8 if lined_up else 0.8 / max(1, len(labels))
+        names += [row] if len(scores) > 1 else []
+        places |= {(row, label): len(names) + i for i, label in enumerate(of)}
+        names += of
     high = 0.21 if lined_up else max(0.3, 0.16 * len(labels))
-    figure = Figure(figsize=(WIDTH, 0.85 + high * len(lines)))
+    figure = Figure(figsize=(WIDTH, 0.85 + high * len(names)))
     axes = figure.add_subplot()
     for i, label in enumerate(labels):
-        shift = 0 if lined_up else (i - (len(labels) - 1) / 2) * apart
-        places = [(line + shift, row) for line, on in enumerate(lines) for row, own in on if own == label]
+        drawn = [(y, scores[row][label]) for (row, own), y in places.items() if own == label]
         color, marker = SERIES[i % len(SERIES)], "os^Dv"[i // len(SERIES) % 5]
         axes.scatter(
-            *np.reshape([(x, y) for y, row in places for x in scores[row][label]], (-1, 2)).T,
+            *np.reshape([(x, y) for y, values in drawn for x in values], (-1, 2)).T,
             s=14,
             linewidths=0,
             color=color,
@@ -615,8 +616,7 @@ def seeds(
             marker=marker,
             label=None if lined_up else label,
         )
-        y = np.array([y for y, row in places if scores[row][label]])
-        x = [np.mean(scores[row][label]) for _, row in places if scores[row][label]]
+        x, y = np.reshape([(np.mean(values), y) for y, values in drawn if values], (-1, 2)).T
         axes.vlines(x, y - 0.45 * apart, y + 0.45 * apart, color=color, linewidth=2)
     if reference is not None:
         axes.axvline(reference[1], color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)), label=reference[0])
