@@ -69,18 +69,22 @@ def player(name, preset):
     """The section of a player; of the paper's, policy_gradient, everything but the period is ours."""
     looks = {"period": {"default": 32, "smoke": 4, "paper": 500}[preset]}
     groups = looks | {"num_groups": 10}
+    # Even draws are ours, and teach more; see README, "What came out: who chooses".
+    draws = {"draws": "independent" if preset == "paper" else "even"}
     return {
-        "uniform": {},
+        "uniform": {"draws": "independent"},
         "round_robin": {},
         # Half of the training with a pool that grows, half with the whole set.
         "curriculum": {
             "steps": {"default": 300, "smoke": 12, "paper": 175_000}[preset],
             "start_share": 0.1,
             "order": "easy_first",
-        },
-        "loss_prioritized": looks | {"exponent": 1.0, "min_error": 0.01, "uniform_share": 0.1},
+        }
+        | draws,
+        "loss_prioritized": looks | {"exponent": 1.0, "min_error": 0.01, "uniform_share": 0.1} | draws,
         "exp3": groups
-        | {"learning_rate": 0.2, "uniform_share": 0.1, "weight_share": 0.001, "bounds_decay": 0.95},
+        | {"learning_rate": 0.2, "uniform_share": 0.1, "weight_share": 0.001, "bounds_decay": 0.95}
+        | draws,
         "policy_gradient": groups
         | {
             "hidden": 64,
@@ -88,9 +92,8 @@ def player(name, preset):
             "entropy_bonus": 0.1,
             "baseline_decay": 0.9,
             "credit": "all",  # or group, which is ours
-            # Even draws are ours, too, and teach more; see README, "What came out: who chooses".
-            "draws": "independent" if preset == "paper" else "even",
-        },
+        }
+        | draws,
         "q_learning": groups
         | {
             "hidden": 64,
@@ -104,7 +107,8 @@ def player(name, preset):
             "epsilon": 0.1,
             # Lest a period, in which one group is drawn from, teaches the solver to guess its members.
             "uniform_share": 0.5,
-        },
+        }
+        | draws,
     }[name]
 
 
@@ -136,6 +140,7 @@ def default():
         },
         "spatial": {
             "weight": 1.0,
+            "adjust_logits": True,  # ours: what is drawn more often is no reason to guess it
             "puzzle": {
                 "grid": (3, 3),
                 "window": (120, 120),
@@ -219,6 +224,7 @@ def paper():
             "workers": 8,
         },
         "spatial": {
+            "adjust_logits": False,
             "puzzle": {
                 "window": (255, 255),
                 "tile": (75, 75),

@@ -254,6 +254,37 @@ def test_labels_are_what_the_player_chose(step, first):
     assert sum(shares) == pytest.approx(1)
 
 
+def test_what_is_drawn_more_often_is_no_reason_to_guess_it(setup):
+    (task,) = setup.tasks
+    plain, adjusted = (dataclasses.replace(task, adjust_logits=on).loss for on in (False, True))
+    rng, classes = np.random.default_rng(0), jnp.arange(NUM)
+    prior = jnp.float32(rng.dirichlet(np.ones(NUM)))
+    # Of a network that knows nothing, the mean gradient over what is drawn.
+    ignorant = jnp.zeros((NUM, NUM))
+    gradient = lambda loss: jax.grad(lambda logits: prior @ loss(logits, classes, prior))(ignorant).sum(0)
+    np.testing.assert_allclose(gradient(plain), 1 / NUM - prior, atol=1e-6)
+    np.testing.assert_allclose(gradient(adjusted), 0, atol=1e-6)
+    np.testing.assert_allclose(adjusted(ignorant, classes, prior), -np.log(prior), rtol=1e-5)
+    # Where all are drawn alike there is nothing to adjust; what is never drawn takes no part.
+    logits, half = jnp.float32(rng.normal(size=(NUM, NUM))), NUM // 2
+    uniform = adjusted(logits, classes, jnp.full(NUM, 1 / NUM))
+    np.testing.assert_allclose(uniform, plain(logits, classes, None), rtol=1e-5)
+    of_half = adjusted(logits[:half], classes[:half], jnp.where(classes < half, 1 / half, 0.0))
+    np.testing.assert_allclose(of_half, plain(logits[:half, :half], classes[:half], None), rtol=1e-5)
+
+
+def test_a_step_adjusts_by_the_probability_that_its_batch_was_drawn_with(step, first):
+    """The classifier starts at zero, so that the first loss is the adjustment alone."""
+    player = first.selection["spatial"]
+    params = jax.device_get(player.params)
+    params["params"]["Dense_1"]["bias"] = np.linspace(0, 3, NUM, dtype=np.float32)  # one permutation a group
+    state = first.replace(selection={"spatial": player.replace(params=params)})
+    after, metrics = step(mesh_lib.replicate(state, mesh_lib.make(1)), batch_of())
+    prior = np.asarray(jax.nn.softmax(params["params"]["Dense_1"]["bias"]))
+    drawn = np.asarray(after.selection["spatial"].count) / BATCH
+    np.testing.assert_allclose(metrics["loss"], drawn @ -np.log(prior), rtol=1e-4)
+
+
 def held_out(number, seed=0):
     """Batches of eight; the last rows of the last one are padding."""
     batches = []

@@ -271,10 +271,12 @@ def train_step(
     """
     key = jax.random.fold_in(state.key, state.step)
     *task_keys, dropout_key = jax.random.split(key, len(setup.tasks) + 1)
-    selection, inputs, targets = dict(state.selection), {}, {}
+    selection, prior, inputs, targets = dict(state.selection), dict(state.prior), {}, {}
     for task, task_key in zip(setup.tasks, task_keys, strict=True):
         choose_key, puzzle_key = jax.random.split(task_key)
         pictures = batch[task.pictures]
+        if not task.dense:
+            prior[task.name] = task.player.probability(selection[task.player_state])
         selection[task.player_state], index = task.player.choose(
             choose_key, selection[task.player_state], pictures.shape[0]
         )
@@ -282,7 +284,7 @@ def train_step(
 
     accumulate = functools.partial(
         training.accumulate_gradients,
-        functools.partial(objective, setup, state.prior),
+        functools.partial(objective, setup, prior),
         setup.train.accumulate,
     )
     if joined is not None:
@@ -320,7 +322,7 @@ def objective(setup: Setup, prior, params, batch_stats, inputs, targets, dropout
         )
         batch_stats = updated.get("batch_stats", {})
         target = targets[task.name]
-        of_task = task.loss(logits.astype(jnp.float32), target, prior.get(task.name)).mean()
+        of_task = task.loss(logits.astype(jnp.float32), target, prior[task.name]).mean()
         loss += task.weight * of_task
         metrics[f"{task.name}/loss"] = of_task
         metrics[f"{task.name}/accuracy"] = (jnp.argmax(logits, -1) == target).mean()

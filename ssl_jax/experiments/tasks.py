@@ -107,6 +107,7 @@ class Task:
     Attributes:
       name: among `KINDS`.
       weight: of its loss.
+      adjust_logits: whether its loss knows how often the player draws each class, see `loss`.
       puzzle: options of the pretext module.
       orders: int32 [P, m], the permutation set; None where classes are no permutations.
       head: names the class.
@@ -119,6 +120,7 @@ class Task:
 
     name: str
     weight: float
+    adjust_logits: bool
     puzzle: Any
     orders: np.ndarray | None
     head: nn.Module
@@ -176,17 +178,23 @@ class Task:
         shown = colorization.lightness(pixels) if self.dense else pixels
         return augment.scale(shown, self.puzzle.normalize)
 
-    def loss(self, logits: jax.Array, classes: jax.Array, prior: jax.Array | None) -> jax.Array:
+    def loss(self, logits: jax.Array, classes: jax.Array, prior: jax.Array) -> jax.Array:
         """Cross-entropy float32 [B]; over cells the mean, weighted by how rare their classes are.
+
+        With `adjust_logits` the logarithm of the prior is added to the logits (Menon et al. 2021, "Long-tail
+        learning via logit adjustment", Sec. 5.2), so that they need not learn it: to name what is drawn most
+        is right more often than not before a network sees any order, and it would stay with that.
 
         Args:
           logits: float32 [B, P] or [B, h', w', P].
           classes: int32 [B] or [B, h', w'].
-          prior: float32 [P], how often each class is that of a cell; None where cells have none.
+          prior: float32 [P], how often each class is that of a cell, or is drawn.
         """
         if self.dense:
             weights = colorization.class_weights(prior, self.puzzle.uniform)
             return colorization.loss(logits, classes, weights)
+        if self.adjust_logits:
+            logits = logits + jnp.log(jnp.maximum(prior, 1e-9))[None]  # what is never drawn stays finite
         return optax.softmax_cross_entropy_with_integer_labels(logits, classes)
 
 
@@ -225,8 +233,8 @@ def make(name: str, section: Mapping[str, Any], picture_size: tuple[int, int], e
     kind = KINDS[name]
 
     def fields(
-        *, weight: float = 1.0, puzzle: Mapping, permutations: Mapping | None = None, head: Mapping,
-        selection: Mapping, validation: Mapping,
+        *, weight: float = 1.0, adjust_logits: bool = False, puzzle: Mapping,
+        permutations: Mapping | None = None, head: Mapping, selection: Mapping, validation: Mapping,
     ) -> dict:  # fmt: skip
         return locals()
 
@@ -256,6 +264,7 @@ def make(name: str, section: Mapping[str, Any], picture_size: tuple[int, int], e
     return Task(
         name=name,
         weight=parts["weight"],
+        adjust_logits=parts["adjust_logits"],
         puzzle=puzzle,
         orders=orders,
         head=build("head", kind.head, num_classes=num_classes, dtype=encoder.dtype),

@@ -15,7 +15,7 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from ssl_jax.selection.state import Player, check_option, draw
+from ssl_jax.selection.state import Player, check_option, drawing
 
 ORDERS = ("easy_first", "hard_first")
 
@@ -27,6 +27,7 @@ def make(
     steps: int,
     start_share: float = 0.1,
     order: Literal["easy_first", "hard_first"] = "easy_first",
+    draws: str = "independent",
 ) -> Player:
     """A player that draws uniformly from a pool that grows; it never looks at the network.
 
@@ -38,6 +39,7 @@ def make(
       steps: training steps until the pool is the whole set; it grows linearly.
       start_share: of the set, in the pool of the first step; at least one permutation is.
       order: whether the pool starts from the permutations nearest to the identity or farthest from it.
+      draws: see `state.drawing`.
 
     Raises:
       InputError: an option that does not fit.
@@ -54,13 +56,11 @@ def make(
         size = jnp.maximum(jnp.round(share * num_permutations), 1)
         return (rank < size) / size
 
-    def choose(key, step, batch_size):
-        return step + 1, draw(key, probability(step), batch_size)
-
-    return Player(
+    player = Player(
         init=lambda key: jnp.zeros((), jnp.int32),
-        choose=choose,
+        choose=None,
         observe=lambda key, step, evaluation: (step, {}),
         probability=probability,
         period=0,
     )
+    return drawing(player, draws, lambda step, drawn: step + 1)

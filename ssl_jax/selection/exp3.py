@@ -18,7 +18,7 @@ from ssl_jax.selection.state import (
     Evaluation,
     Player,
     check_option,
-    draw,
+    drawing,
     entropy,
     group_permutations,
     group_sums,
@@ -56,6 +56,7 @@ def make(
     uniform_share: float = 0.1,
     weight_share: float = 0.001,
     bounds_decay: float = 0.95,
+    draws: str = "independent",
 ) -> Player:
     """The bandit.
 
@@ -71,6 +72,7 @@ def make(
       uniform_share: gamma, in (0, 1].
       weight_share: alpha of Exp3.S, in [0, 1): of all weight, dealt out equally at each evaluation.
       bounds_decay: in (0, 1]; how much of the range of progress is kept from one evaluation to the next.
+      draws: see `state.drawing`.
 
     Raises:
       InputError: an option that does not fit.
@@ -97,9 +99,8 @@ def make(
         weighted = jnp.exp(member_log_probability(state.log_weight, state.group))
         return (1 - uniform_share) * weighted + uniform_share / num_permutations
 
-    def choose(key, state, batch_size):
-        index = draw(key, probability(state), batch_size)
-        return state.replace(count=state.count.at[state.group[index]].add(1)), index
+    def count(state, drawn):
+        return state.replace(count=state.count + group_sums(drawn, state.group, num_groups))
 
     def reward_of(progress, present, state):
         """Progress [K] scaled to [0, 1] by its running range, and that range; 0 where none is known."""
@@ -140,4 +141,4 @@ def make(
         }
         return state, metrics
 
-    return Player(init=init, choose=choose, observe=observe, probability=probability, period=period)
+    return drawing(Player(init, None, observe, probability, period), draws, count)

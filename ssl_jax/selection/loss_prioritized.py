@@ -9,7 +9,7 @@ measured, however rarely it is drawn.
 
 import jax.numpy as jnp
 
-from ssl_jax.selection.state import Evaluation, Player, check_option, draw, entropy
+from ssl_jax.selection.state import Evaluation, Player, check_option, drawing, entropy
 
 
 def make(
@@ -19,6 +19,7 @@ def make(
     exponent: float = 1.0,
     min_error: float = 0.01,
     uniform_share: float = 0.1,
+    draws: str = "independent",
 ) -> Player:
     """A player that draws permutation i in proportion to (1 - accuracy_i + min_error)^exponent.
 
@@ -31,6 +32,7 @@ def make(
       exponent: alpha; 0 draws uniformly.
       min_error: eps, added to every error, so that what is solved is not forgotten.
       uniform_share: of the draws, in [0, 1], that are uniform over the set.
+      draws: see `state.drawing`.
 
     Raises:
       InputError: an option that does not fit.
@@ -44,18 +46,16 @@ def make(
         priority = (1 - accuracy + min_error) ** exponent
         return (1 - uniform_share) * priority / priority.sum() + uniform_share / num_permutations
 
-    def choose(key, accuracy, batch_size):
-        return accuracy, draw(key, probability(accuracy), batch_size)
-
     def observe(key, accuracy, evaluation: Evaluation):
         del key, accuracy
         accuracy = evaluation.accuracy
         return accuracy, {"error": 1 - accuracy.mean(), "entropy": entropy(probability(accuracy))}
 
-    return Player(
+    player = Player(
         init=lambda key: jnp.zeros((num_permutations,)),
-        choose=choose,
+        choose=None,
         observe=observe,
         probability=probability,
         period=period,
     )
+    return drawing(player, draws)

@@ -35,7 +35,6 @@ from ssl_jax.selection import state as state_lib
 from ssl_jax.selection.state import Evaluation, Player, check_option
 
 CREDITS = ("all", "group")
-DRAWS = ("independent", "even")
 
 
 @flax.struct.dataclass
@@ -137,7 +136,7 @@ def make_joint(
     check_option(period >= 1, "period", period, "at least 1")
     check_option(num_groups >= 1, "num_groups", num_groups, "at least 1")
     check_option(credit in CREDITS, "credit", credit, f"one of {', '.join(CREDITS)}")
-    check_option(draws in DRAWS, "draws", draws, f"one of {', '.join(DRAWS)}")
+    state_lib.check_draws(draws)
     groups = [min(num_groups, num) for num in num_permutations]
     sets, heads = _parts(num_permutations), _parts(groups)
     rewards = () if credit == "all" else (sum(groups),)
@@ -246,7 +245,7 @@ def make_joint(
             else:
                 index = jax.random.categorical(key, log_probability(state), shape=(batch_size,))
             # Counted once: several devices, with a part of the batch each, add up what they drew.
-            drawn = jnp.zeros(len(group)).at[index].add(1)
+            drawn = state_lib.tally(index, len(group))
             if draws == "even":
                 state = state.replace(owed=state.owed.at[members].add(-drawn))
             count = state.count.at[state.group[members]].add(drawn)

@@ -44,6 +44,7 @@ def make(
     explore: int = 50,
     epsilon: float = 0.1,
     uniform_share: float = 0.2,
+    draws: str = "independent",
 ) -> Player:
     """The Q-learning player.
 
@@ -61,6 +62,7 @@ def make(
       explore: evaluations at first whose actions are all random.
       epsilon: share of the later actions that are random.
       uniform_share: of the draws, over the whole set whatever the action, lest the solver learn to guess.
+      draws: see `state.drawing`.
 
     Raises:
       InputError: an option that does not fit.
@@ -145,5 +147,4 @@ def make(
         spread = entropy(probability(state))
         return state, {"error": error, "reward": reward, "td_loss": td_loss, "entropy": spread}
 
-    choose = lambda key, state, size: (state, state_lib.draw(key, probability(state), size))
-    return Player(init, choose, observe, probability, period)
+    return state_lib.drawing(Player(init, None, observe, probability, period), draws)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from ssl_jax.runtime.errors import InputError
 
 KMEANS_ITERATIONS = 10
+DRAWS = ("independent", "even")
 
 
 class Player(NamedTuple):
@@ -25,7 +26,8 @@ class Player(NamedTuple):
 
     Attributes:
       init: `key -> state`.
-      choose: `(key, state, batch_size) -> (state, index)`, index int32 [batch_size] in [0, P).
+      choose: `(key, state, batch_size) -> (state, index)`, index int32 [batch_size] in [0, P); most players
+        have that of `drawing`.
       observe: `(key, state, Evaluation) -> (state, metrics)`, metrics a dict of float32 scalars. Of players
         that share a state (see `policy_gradient.make_joint`), with an Evaluation and metrics for each.
       probability: `state -> float32 [P]`, the distribution that `choose` draws from; sums to one.
@@ -143,6 +145,61 @@ def member_log_probability(logits: jax.Array, group: jax.Array) -> jax.Array:
     return jax.nn.log_softmax(logits[group])
 
 
+@flax.struct.dataclass
+class Dealt:
+    """State of a player whose draws are even: its own, and `owed`, float32 [P], see `draw_evenly`."""
+
+    own: Any
+    owed: jax.Array
+
+
+def drawing(player: Player, draws: str, count: Callable[[Any, jax.Array], Any] | None = None) -> Player:
+    """The player, which now chooses by its probability.
+
+    Args:
+      player: without `choose`.
+      draws: "independent" of each other; or "even": each permutation comes as often as its probabilities
+        add up to, give or take one, which makes batches more alike and teaches more (README).
+      count: `(state, drawn) -> state`, what the player remembers of how often each permutation was drawn in
+        a batch, float32 [P]; None: nothing.
+
+    Raises:
+      InputError: other draws.
+    """
+    check_draws(draws)
+    count = count or (lambda state, drawn: state)
+
+    def choose(key, state, batch_size):
+        probability = player.probability(state)
+        index = draw(key, probability, batch_size)
+        return count(state, tally(index, len(probability))), index
+
+    def choose_evenly(key, state, batch_size):
+        owed = state.owed + batch_size * player.probability(state.own)
+        index = draw_evenly(key, owed, jnp.zeros(len(owed), jnp.int32), batch_size)
+        drawn = tally(index, len(owed))
+        return Dealt(count(state.own, drawn), owed - drawn), index
+
+    if draws == "independent":
+        return player._replace(choose=choose)
+
+    def init(key):
+        state = player.init(key)
+        return Dealt(state, jnp.zeros_like(player.probability(state)))
+
+    def observe(key, state, evaluation):
+        own, metrics = player.observe(key, state.own, evaluation)
+        return state.replace(own=own), metrics
+
+    probability = lambda state: player.probability(state.own)
+    return Player(init, choose_evenly, observe, probability, player.period)
+
+
+def tally(index: jax.Array, num_permutations: int) -> jax.Array:
+    """How often each permutation was drawn: int32 [B] -> float32 [P]."""
+    return jnp.zeros(num_permutations).at[index].add(1)
+
+
 def draw(key: jax.Array, probability: jax.Array, batch_size: int) -> jax.Array:
     """Permutations, int32 [batch_size], from float32 [P]."""
     return jax.random.categorical(key, jnp.log(probability), shape=(batch_size,)).astype(jnp.int32)
@@ -175,6 +232,11 @@ def draw_evenly(key: jax.Array, owed: jax.Array, group: jax.Array, batch_size: i
 def entropy(probability: jax.Array) -> jax.Array:
     """Of the permutations drawn, in nats; log P where all are drawn alike."""
     return jax.scipy.special.entr(probability).sum()
+
+
+def check_draws(draws: str) -> None:
+    """Raises InputError unless they are one of `DRAWS`."""
+    check_option(draws in DRAWS, "draws", draws, f"one of {', '.join(DRAWS)}")
 
 
 def check_option(fits: bool, name: str, value: Any, wanted: str) -> None:
