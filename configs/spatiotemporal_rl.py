@@ -32,14 +32,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     joint = options.policy == "joint"
     if joint:
-        # Which has no options in a task's section, as the policy that both share has none there.
-        options.policy = "uniform"
+        options.policy = "policy_gradient"
     config = jigsaw_rl.get_config(
         ",".join([preset, *(f"{name}={getattr(options, name)}" for name in jigsaw_rl.OPTIONS)])
     )
     if joint:
-        config.spatial.selection.name = "joint"
+        # The options of the policy that both share are in no task's section.
         config.selection = jigsaw_rl.player("policy_gradient", preset)
+        for key in config.selection:
+            del config.spatial.selection[key]
+        config.spatial.selection.name = "joint"
     if options.tasks in ("both", "temporal"):
         config.temporal = temporal(config.spatial, preset)
     if options.tasks in ("temporal", "none"):
