@@ -91,7 +91,6 @@ def player(name, preset):
             "learning_rate": 0.01,
             "entropy_bonus": 0.1,
             "baseline_decay": 0.9,
-            "credit": "all",  # or group, which is ours
         }
         | draws,
         "q_learning": groups

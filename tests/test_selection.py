@@ -146,7 +146,6 @@ def test_the_state_is_all_there_is(make_player, player):
         ("exp3", {"bounds_decay": 0.0}, "bounds_decay must be above 0 and at most 1, not 0.0"),
         ("exp3", {"num_groups": 0}, "num_groups must be at least 1, not 0"),
         ("policy_gradient", {"num_groups": 0}, "num_groups must be at least 1, not 0"),
-        ("policy_gradient", {"credit": "own"}, "credit must be one of all, group, not 'own'"),
         ("policy_gradient", {"draws": "odd"}, "draws must be one of independent, even, not 'odd'"),
         ("policy_gradient", {"period": 0}, "period must be at least 1, not 0"),
         ("q_learning", {"capacity": 0}, "capacity must be at least 1, not 0"),
@@ -202,66 +201,6 @@ def test_the_first_policy_is_uniform_over_permutations_whatever_the_sizes_of_the
     player = policy_gradient.make(num_permutations=6, period=1, num_groups=3)
     state = player.init(KEY).replace(group=jnp.array(group))
     np.testing.assert_allclose(player.probability(state), np.full(6, 1 / 6), atol=1e-6)
-
-
-@pytest.fixture(scope="module")
-def by_group():
-    """As `plain_gradient`, but a draw is rewarded by what became of its own group."""
-    return compiled(
-        policy_gradient.make(
-            num_permutations=4, period=1, num_groups=2, entropy_bonus=0.0, baseline_decay=0.5, credit="group"
-        )
-    )
-
-
-def test_groups_are_rewarded_by_their_own_members_by_hand(by_group):
-    state = by_group.init(KEY)
-    for accuracy in ([0.1, 0.2, 0.7, 0.8], [0.1, 0.3, 0.7, 0.8]):
-        state, metrics = by_group.observe(KEY, state, evaluation(np.array(accuracy)))
-    assert float(metrics["reward"]) == 0
-    np.testing.assert_array_equal(state.group, [0, 0, 1, 1])
-    state = state.replace(count=jnp.array([3.0, 1.0]))
-    # Falls below the lines: 0.3, 0.2 - 0.1 (it had fallen by 0.1 before), 0, -0.1.
-    state, metrics = by_group.observe(KEY, state, evaluation(np.array([0.4, 0.5, 0.7, 0.7])))
-    np.testing.assert_allclose(state.reward_mean, [0.2, -0.05], atol=1e-6)
-    np.testing.assert_allclose(state.reward_square, [0.04, 0.0025], atol=1e-6)
-    np.testing.assert_allclose(metrics["reward"], 0.075, atol=1e-6)
-    # First rewards are their own scale: +1 for draws of the first group, -1 for those of the second. Shares
-    # 3/4 and 1/4; their credited sum, 1/2, is what the groups, which are of equal size, are held against.
-    score = np.array([0.75 - 0.5 / 2, -0.25 - 0.5 / 2])
-    bias = state.opt_state[0].mu["params"]["Dense_1"]["bias"]
-    np.testing.assert_allclose(bias, -0.1 * score, rtol=1e-4)
-
-
-def test_a_group_is_held_against_what_groups_of_its_rank_are_wont_to_gain(by_group):
-    state = by_group.init(KEY)
-    state = state.replace(
-        evaluations=jnp.array(5, jnp.int32), group=jnp.array([0, 0, 1, 1]),
-        errors=jnp.full((2,), 0.5), member_errors=jnp.full((2, 4), 0.5),
-        reward_mean=jnp.array([0.3, 0.0]), reward_square=jnp.array([0.01, 0.01]),
-        rewards=jnp.array([3, 3], jnp.int32), count=jnp.array([1.0, 1.0]),
-    )  # fmt: skip
-    state, _ = by_group.observe(KEY, state, evaluation(np.array([0.7, 0.7, 0.6, 0.6])))
-    # The first gained more, 0.2 to 0.1, and yet less than usual: its share falls.
-    assert np.diff(state.params["params"]["Dense_1"]["bias"]) > 0
-    np.testing.assert_allclose(state.reward_mean, [0.25, 0.05], atol=1e-6)
-
-
-def test_a_group_without_members_has_no_reward_and_its_first_is_its_own_scale(by_group):
-    state = by_group.init(KEY)
-    for _ in range(2):
-        state, _ = by_group.observe(KEY, state, evaluation(np.full(4, 0.1)))
-    state = state.replace(group=jnp.zeros(4, jnp.int32))  # as where all permutations are alike
-    state, _ = by_group.observe(KEY, state, evaluation(np.full(4, 0.2)))
-    np.testing.assert_array_equal(state.rewards, [1, 0])
-    np.testing.assert_allclose(state.reward_mean, [0.1, 0], atol=1e-6)
-    state = state.replace(group=jnp.array([0, 0, 1, 1]), count=jnp.array([0.0, 2.0]))
-    before = state
-    state, metrics = by_group.observe(KEY, state, evaluation(np.array([0.4, 0.4, 0.35, 0.35])))
-    # Above the line to 0.3 by 0.1, as before, and by 0.05: no advantage, and one of its own size.
-    np.testing.assert_allclose(state.reward_mean, [0.1, 0.05], atol=1e-6)
-    np.testing.assert_allclose(metrics["advantage"], 0.5, atol=1e-4)
-    assert before.rewards.dtype == state.rewards.dtype
 
 
 @pytest.mark.parametrize(("seed", "batch_size"), [(0, 7), (1, 32), (2, 100), (3, 250)])

@@ -9,11 +9,7 @@ far E(t) fell below the linear extrapolation of the two errors before,
 and the policy moves towards the groups that were drawn more often than expected when r(t) was above its
 moving average.
 
-With `credit="group"`, which is ours, each group has a reward of its own: r(t) of the error of its members.
-All draws of a period otherwise share one number, which is mostly noise. As a group of the hardest is always
-expected to fall back to the mean, a group's reward is held against the average for groups of its rank.
-
-With `draws="even"`, ours as well, chance decides once a period how often each group is drawn, as often as
+With `draws="even"`, which is ours, chance decides once a period how often each group is drawn, as often as
 independent draws would come to, and no more: within the period every batch has its part of that, and the
 members of a group come in turn. What the policy learns from is the same; the batches are more alike.
 
@@ -22,7 +18,6 @@ Its trunk then sees the states of all, and it has a head, which is a part of its
 each. That the heads share a trunk and one reward, in which E is the mean of the tasks' errors, is ours.
 """
 
-import functools
 import itertools
 from collections.abc import Sequence
 
@@ -33,8 +28,6 @@ import optax
 
 from ssl_jax.selection import state as state_lib
 from ssl_jax.selection.state import Evaluation, Player, check_option
-
-CREDITS = ("all", "group")
 
 
 @flax.struct.dataclass
@@ -51,11 +44,8 @@ class PolicyState:
       share: float32 [P], of the draws of this period that each permutation gets, if draws are even.
       owed: float32 [P], draws of each permutation that are due, see `state.draw_evenly`, if draws are even.
       errors: float32 [2], E(t-1) and E(t-2).
-      member_errors: float32 [2, P], those of each permutation.
-      reward_mean: float32 [], or [K] if groups are credited apart, moving average of the reward
-        (REINFORCE's baseline).
-      reward_square: likewise, moving average of the squared advantage, for its scale.
-      rewards: likewise, int32, how many there have been: a group without members has none.
+      reward_mean: float32 [], moving average of the reward (REINFORCE's baseline).
+      reward_square: float32 [], moving average of the squared advantage, for its scale.
       evaluations: int32 [], how many there have been.
     """
 
@@ -67,10 +57,8 @@ class PolicyState:
     share: jax.Array
     owed: jax.Array
     errors: jax.Array
-    member_errors: jax.Array
     reward_mean: jax.Array
     reward_square: jax.Array
-    rewards: jax.Array
     evaluations: jax.Array
 
 
@@ -83,7 +71,6 @@ def make(
     learning_rate: float = 0.01,
     entropy_bonus: float = 0.01,
     baseline_decay: float = 0.9,
-    credit: str = "all",
     draws: str = "independent",
 ) -> Player:
     """The policy-gradient player of one task.
@@ -98,8 +85,6 @@ def make(
         a second difference of small errors, mostly noise; the bonus is what keeps the policy from
         following it.
       baseline_decay: of the moving averages of reward and squared advantage.
-      credit: what a draw is rewarded by: how the error of "all" permutations fell (the paper's), or that of
-        its own "group".
       draws: "independent" of each other (the paper's), or "even" within a period.
 
     Raises:
@@ -118,7 +103,6 @@ def make_joint(
     learning_rate: float,
     entropy_bonus: float,
     baseline_decay: float,
-    credit: str = "all",
     draws: str = "independent",
 ) -> tuple[Player, ...]:
     """One policy for several tasks: a player for each, all of which share one state.
@@ -135,11 +119,9 @@ def make_joint(
     """
     check_option(period >= 1, "period", period, "at least 1")
     check_option(num_groups >= 1, "num_groups", num_groups, "at least 1")
-    check_option(credit in CREDITS, "credit", credit, f"one of {', '.join(CREDITS)}")
     state_lib.check_draws(draws)
     groups = [min(num_groups, num) for num in num_permutations]
     sets, heads = _parts(num_permutations), _parts(groups)
-    rewards = () if credit == "all" else (sum(groups),)
     network = state_lib.GroupNetwork(sum(groups), hidden)
     optimizer = optax.adam(learning_rate)
 
@@ -161,38 +143,26 @@ def make_joint(
             share=jnp.zeros((sum(num_permutations),)),
             owed=jnp.zeros((sum(num_permutations),)),
             errors=jnp.zeros((2,)),
-            member_errors=jnp.zeros((2, sum(num_permutations))),
-            reward_mean=jnp.zeros(rewards),
-            reward_square=jnp.zeros(rewards),
-            rewards=jnp.zeros(rewards, jnp.int32),
+            reward_mean=jnp.zeros(()),
+            reward_square=jnp.zeros(()),
             evaluations=jnp.zeros((), jnp.int32),
         )
 
     def objective(params, state, advantage):
         """REINFORCE: the mean score of the draws times their advantage, plus the entropy bonus."""
         logits = network.apply(params, state.rows)
-        every, own = (advantage, jnp.ones(sum(groups))) if credit == "all" else (1.0, advantage)
         of_head = lambda head, members: _score(
-            logits[head], state.group[members] - head.start, state.count[head], own[head]
+            logits[head], state.group[members] - head.start, state.count[head]
         )
         scores, spreads = zip(*map(of_head, heads, sets), strict=True)
-        return -(every * sum(scores) + entropy_bonus * sum(spreads)), spreads
+        return -(advantage * sum(scores) + entropy_bonus * sum(spreads)), spreads
 
     def observe(key, state, *evaluations: Evaluation):
         del key
         errors = [1 - evaluation.accuracy.mean() for evaluation in evaluations]
         error = sum(errors) / len(errors)
-        member_errors = 1 - jnp.concatenate([evaluation.accuracy for evaluation in evaluations])
-        if credit == "all":
-            reward = state_lib.extrapolation_reward(error, state.errors, state.evaluations)
-            known = state.evaluations >= 2
-        else:
-            gains = state_lib.extrapolation_reward(member_errors, state.member_errors, state.evaluations)
-            of_groups = functools.partial(state_lib.group_sums, group=state.group, num_groups=sum(groups))
-            members = of_groups(1.0)
-            reward = of_groups(gains) / jnp.maximum(members, 1)
-            known = (state.evaluations >= 2) & (members > 0)
-        advantage, reward_mean, reward_square = _standardize(reward, known, state, baseline_decay)
+        reward = state_lib.extrapolation_reward(error, state.errors, state.evaluations)
+        advantage, reward_mean, reward_square = _standardize(reward, state, baseline_decay)
         gradient, spreads = jax.grad(objective, has_aux=True)(state.params, state, advantage)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -205,14 +175,11 @@ def make_joint(
             share=state.share,
             owed=state.owed,
             errors=jnp.stack([error, state.errors[0]]),
-            member_errors=jnp.stack([member_errors, state.member_errors[0]]),
             reward_mean=reward_mean,
             reward_square=reward_square,
-            rewards=state.rewards + known,
             evaluations=state.evaluations + 1,
         )
-        # Of groups credited apart, the means.
-        shared = {"reward": reward.mean(), "advantage": advantage.mean(), "baseline": reward_mean.mean()}
+        shared = {"reward": reward, "advantage": advantage, "baseline": reward_mean}
         metrics = [
             {"error": own, **shared, "entropy": spread} for own, spread in zip(errors, spreads, strict=True)
         ]
@@ -262,18 +229,15 @@ def _parts(sizes: Sequence[int]) -> list[slice]:
     return [slice(end - size, end) for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]
 
 
-def _score(
-    logits: jax.Array, group: jax.Array, count: jax.Array, credit: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Mean credited log-probability of a task's draws, and entropy of its permutations in nats; float32 [].
+def _score(logits: jax.Array, group: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean log-probability of a task's draws, and entropy of its permutations in nats; float32 [].
 
     Args:
       logits: float32 [K], of its groups.
       group: int32 [P], of its permutations.
       count: float32 [K], draws of each group.
-      credit: float32 [K], what a draw of each group counts.
     """
-    share = count / jnp.maximum(count.sum(), 1) * credit
+    share = count / jnp.maximum(count.sum(), 1)
     # The log-probability of the drawn permutations, of which all in a group have the same.
     score = share @ logits - share.sum() * jax.nn.logsumexp(logits[group])
     # Of the permutations, not of the groups: largest where all permutations are drawn alike.
@@ -282,16 +246,16 @@ def _score(
 
 
 def _standardize(
-    reward: jax.Array, known: jax.Array, state: PolicyState, decay: float
+    reward: jax.Array, state: PolicyState, decay: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The reward's advantage over its moving average, in units of its scale; new mean and mean square.
 
-    What is not `known` has no advantage, and moves nothing.
+    Before there is a reward there is no advantage, and nothing moves.
     """
-    known = known.astype(jnp.float32)
+    known = (state.evaluations >= 2).astype(jnp.float32)
     difference = known * (reward - state.reward_mean)
     # The first reward sets the averages, later ones move them.
-    rate = jnp.where(state.rewards == 0, 1.0, 1 - decay) * known
+    rate = jnp.where(state.evaluations == 2, 1.0, 1 - decay) * known
     square = state.reward_square + rate * (jnp.square(difference) - state.reward_square)
     mean = state.reward_mean + rate * (reward - state.reward_mean)
     return difference / (jnp.sqrt(square) + 1e-8), mean, square

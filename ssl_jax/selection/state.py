@@ -1,4 +1,4 @@
-"""The decision process: what a player is, and what it sees of the network (SCIENCE: state and actions).
+"""The decision process: what a player is, what it sees of the network, and how it draws.
 
 The state is the network's skill at each permutation, measured on held-out pictures: s in R^{P x 2} with
 columns accuracy and probability ratio. Actions are groups of permutations of similar difficulty, found
@@ -117,15 +117,15 @@ class GroupNetwork(nn.Module):
 
 
 def extrapolation_reward(error: jax.Array, errors: jax.Array, evaluations: jax.Array) -> jax.Array:
-    """How far the selection error fell below the line through the two before (SCIENCE: reward).
+    """How far the selection error fell below the line through the two before.
 
     Args:
-      error: float32 [], E(t), or [P] of each permutation.
-      errors: float32 [2] or [2, P], E(t-1) and E(t-2).
+      error: float32 [], E(t).
+      errors: float32 [2], E(t-1) and E(t-2).
       evaluations: int32 [], how many there were before this one.
 
     Returns:
-      Of the shape of E(t), (2 E(t-1) - E(t-2)) - E(t); 0 before there are two errors for a line.
+      float32 [], (2 E(t-1) - E(t-2)) - E(t); 0 before there are two errors for a line.
     """
     return jnp.where(evaluations >= 2, 2 * errors[0] - errors[1] - error, 0.0)
 
