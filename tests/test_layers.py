@@ -27,10 +27,10 @@ def values_and_gradients(function, form, *args):
     return both(*args)
 
 
-def assert_forms_agree(function, *args, tolerance):
-    """Values and gradients of both forms, to a tolerance relative to the largest."""
+def assert_forms_agree(function, *args, tolerance, form="cpu"):
+    """Values and gradients of the plain form and another, to a tolerance relative to the largest."""
     plain = values_and_gradients(function, "plain", *args)
-    fast = values_and_gradients(function, "cpu", *args)
+    fast = values_and_gradients(function, form, *args)
     for expected, actual in zip(plain, fast, strict=True):
         assert actual.dtype == expected.dtype
         chex.assert_shape(actual, expected.shape)
@@ -71,18 +71,33 @@ CONVS = {  # height, width, channels, features, window, stride, padding, groups
     "few channels": (9, 11, 4, 6, 3, 1, 1, 2),
     "stride with a rest": (8, 9, 8, 4, 4, 3, 1, 1),
     "one pixel": (5, 5, 8, 4, 1, 1, 0, 1),
+    "blocks": (20, 20, 4, 8, 8, 4, 0, 1),
+    "blocks with a rest": (11, 14, 3, 8, 6, 3, 2, 1),
 }
 
 
-@pytest.mark.parametrize("name", CONVS)
-def test_forms_of_conv_agree(name):
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [*((name, "cpu") for name in CONVS), ("blocks", "blocks"), ("blocks with a rest", "blocks")],
+)
+def test_forms_of_conv_agree(name, form):
     height, width, channels, features, window, stride, padding, groups = CONVS[name]
 
     def conv(x, kernel, form):
         return layers.conv(x, kernel, stride=stride, padding=padding, groups=groups, form=form)
 
     args = random_conv(4, height, width, channels, features, window, groups)
-    assert_forms_agree(conv, *args, tolerance=2e-5)
+    assert_forms_agree(conv, *args, tolerance=2e-5, form=form)
+
+
+def test_convolutions_in_blocks_have_no_stride():
+    x, kernel = random_conv(4, 20, 20, 4, 8, 8, 1)
+    strided = {}
+    for form in ("plain", "blocks"):
+        loss = lambda x, kernel, form=form: layers.conv(x, kernel, stride=4, form=form).sum()
+        program = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).as_text("hlo")
+        strided[form] = "stride=4x4" in program or "dilate=4x4" in program
+    assert strided == {"plain": True, "blocks": False}
 
 
 @pytest.mark.parametrize("name", CONVS)
@@ -139,8 +154,10 @@ def test_loop_shape_divides_every_batch(num, most):
     assert 1 <= n <= max(most, 1)
 
 
-@pytest.mark.parametrize("form", ["plain", "cpu"])
-@pytest.mark.parametrize("name", ["conv1", "conv2"])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("conv1", "plain"), ("conv1", "cpu"), ("conv2", "plain"), ("conv2", "cpu"), ("blocks", "blocks")],
+)
 def test_a_batch_split_among_devices_is_never_gathered(name, form, all_optimizations):
     height, width, channels, features, window, stride, padding, groups = CONVS[name]
     x, kernel = random_conv(8, height, width, channels, features, window, groups)
@@ -174,7 +191,7 @@ def test_forms_of_max_pool_agree_even_where_maxima_are_equal(height, width, wind
     assert_forms_agree(pool, x, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("form", ["plain", "cpu"])
+@pytest.mark.parametrize("form", ["plain", "blocks", "cpu"])
 def test_max_pool_and_its_gradient_by_hand(form):
     x = jnp.array([[1.0, 2, 0, 3, 0], [2, 2, 0, 0, 0], [0, 0, 5, 0, 0]])[None, :, :, None]
     y, pullback = jax.vjp(lambda x: layers.max_pool(x, form=form), x)

@@ -3,13 +3,14 @@
 The *plain* form is what XLA offers, and meant for GPU and TPU. The *cpu* form is for XLA's CPU
 backend, where grouped convolutions, gradients of convolutions and select-and-scatter are slow. Both
 have the same parameters, values and gradients, to float32 rounding; `fast_on_cpu` is the one place
-that chooses. A batch may be split among devices along axis 0: the cpu form then communicates nothing
+that chooses. *blocks*, for strided convolutions of few channels, is the plain form but on a CPU, see
+`_block_conv`. A batch may be split among devices along axis 0: the cpu form then communicates nothing
 but the sum of the kernels' gradients, as the plain form does.
 """
 
 import functools
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -20,7 +21,7 @@ from jax import lax
 from ssl_jax.runtime.config import check_known
 from ssl_jax.runtime.errors import InputError
 
-Form = Literal["auto", "plain", "cpu"]
+Form = Literal["auto", "plain", "blocks", "cpu"]
 
 # Interpolation points of Winograd's algorithm, in the order of use; good for 5 x 5 kernels at most.
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
@@ -34,9 +35,9 @@ def fast_on_cpu(form: Form = "auto") -> bool:
     """Whether to use the cpu form.
 
     Raises:
-      InputError: `form` is none of "auto" (choose by the default backend), "plain" and "cpu".
+      InputError: `form` is none of "auto" (choose by the default backend), "plain", "blocks" and "cpu".
     """
-    check_known("form", form, ("auto", "plain", "cpu"))
+    check_known("form", form, get_args(Form))
     return jax.default_backend() == "cpu" if form == "auto" else form == "cpu"
 
 
@@ -133,6 +134,9 @@ def conv(
     backend multiplies matrices of bfloat16 no faster.
     """
     if not fast_on_cpu(form):
+        in_blocks = stride > 1 and kernel.shape[0] % stride == 0 and groups == 1
+        if form == "blocks" and in_blocks and fast_on_cpu():
+            return _block_conv(stride, padding, x, kernel)
         if jax.device_count() == 1:
             return _lax_conv(stride, padding, x, kernel, groups)
         # One convolution in groups is not divided along the batch: XLA would gather x on every device.
@@ -158,6 +162,22 @@ def _lax_conv(stride, padding, x, kernel, groups=1):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
+
+
+def _block_conv(stride, padding, x, kernel):
+    """A convolution of stride s, whose window it divides, as one of stride 1 over blocks of s x s pixels.
+
+    A block's pixels are its channels. For the gradient of a strided one XLA's CPU backend multiplies mostly
+    zeros.
+    """
+    window, _, channels, features = kernel.shape
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    height, width = (size // stride for size in x.shape[1:3])
+    x = x[:, : height * stride, : width * stride].reshape(len(x), height, stride, width, stride, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(len(x), height, width, -1)
+    kernel = kernel.reshape(window // stride, stride, window // stride, stride, channels, features)
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(window // stride, window // stride, -1, features)
+    return _lax_conv(1, 0, x, kernel)
 
 
 # --- Small kernels, stride 1, many channels: Winograd's minimal filtering

@@ -63,9 +63,9 @@ class NatureTrunk(nn.Module):
         x = x.astype(self.dtype)
         if pixels:
             x = x / 255
-        # XLA's own convolutions are the faster form for layers of so few channels, also under vmap over
-        # parameters; see `layers.compiler_options`.
-        conv = functools.partial(Conv, kernel_init=KERNEL_INIT, dtype=self.dtype, form="plain")
+        # The faster form for layers of so few channels, also under vmap over parameters; see
+        # `layers.compiler_options`.
+        conv = functools.partial(Conv, kernel_init=KERNEL_INIT, dtype=self.dtype, form="blocks")
         x = nn.relu(conv(32, window=8, stride=4, name="conv1")(x))
         if layer == "conv1":
             return x
