@@ -450,27 +450,10 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
     def update(updates, state, params=None):
         del params
-        factor = jnp.minimum(1.0, max_norm / global_norm(updates))
+        factor = jnp.minimum(1.0, max_norm / optax.global_norm(updates))
         return jax.tree.map(lambda x: factor * x, updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
-def global_norm(tree: Any) -> jax.Array:
-    """As `optax.global_norm`, float32 []; on CPUs by products of matrices.
-
-    There XLA would write the squares to memory before it adds them up, which takes a twentieth of an update.
-    """
-    if not layers.fast_on_cpu():
-        return optax.global_norm(tree)
-
-    def square_sum(x):
-        if x.size % 4:
-            return jnp.square(x).sum()
-        rows = x.reshape(4, -1)
-        return jnp.trace(rows @ rows.T)
-
-    return jnp.sqrt(sum(map(square_sum, jax.tree.leaves(tree))))
 
 
 # --- State
@@ -684,7 +667,7 @@ def update(
     """
     (params, opt_state), (batch, key) = carry, inputs
     gradient, (td_errors, metrics) = q_gradient(setup, params, target_params, batch)
-    metrics["train/gradient_norm"] = global_norm(gradient)
+    metrics["train/gradient_norm"] = optax.global_norm(gradient)
     if setup.task is None:
         params, q_state = _apply(setup.optimizer, rate, gradient, opt_state["q"], params)
         return (params, {"q": q_state}), (td_errors, metrics)
@@ -760,7 +743,7 @@ def auxiliary_gradient(setup: Setup, params: Any, stacks: jax.Array, key: jax.Ar
 
 def compare_gradients(of_q: Any, of_task: Any) -> Metrics:
     """Norms of two gradients of the trunk, and their cosine: above 0 they pull the same way."""
-    q_norm, task_norm = global_norm(of_q), global_norm(of_task)
+    q_norm, task_norm = optax.global_norm(of_q), optax.global_norm(of_task)
     product = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, of_q, of_task)))
     return {
         "gradient/q_norm": q_norm,
