@@ -92,7 +92,8 @@ display(figures.tiles(windows, puzzles, labels, task.orders, grid=task.puzzle.gr
 #
 # Every few steps the network is asked about *all* orders of the set, on pictures kept apart for that.
 # Sorted by how well it does, the orders fall into ten groups, and the policy draws a group; then the next
-# batches come from what it drew.
+# batches come from what it drew. The loss knows how likely each order was to be drawn: else it would pay to
+# name those that come often, before the network has learned to see any.
 #
 # The stop button saves, and the cell goes on from there when it is run again.
 
