@@ -221,10 +221,10 @@ def test_even_draws_follow_a_probability_with_the_least_chance(seed, batch_size)
 def test_even_uniform_draws_are_nearly_epochs_and_never_the_same():
     draw = jax.jit(state_lib.draw_evenly, static_argnums=3)
     probability, batches = jnp.full((100,), 0.01), []
-    owed, group = jnp.zeros(100), jnp.zeros(100, jnp.int32)
+    owed = jnp.zeros(100)
     for step in range(20):
         owed += 25 * probability
-        index = draw(jax.random.key(step), owed, group, 25)
+        index = draw(jax.random.key(step), owed, None, 25)
         owed -= np.bincount(index, minlength=100)
         assert len(set(np.asarray(index).tolist())) == 25
         batches.append(frozenset(np.asarray(index).tolist()))

@@ -15,7 +15,7 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from ssl_jax.selection.state import Player, check_option, drawing
+from ssl_jax.selection.state import Player, check_option, from_probability
 
 ORDERS = ("easy_first", "hard_first")
 
@@ -39,7 +39,7 @@ def make(
       steps: training steps until the pool is the whole set; it grows linearly.
       start_share: of the set, in the pool of the first step; at least one permutation is.
       order: whether the pool starts from the permutations nearest to the identity or farthest from it.
-      draws: see `state.drawing`.
+      draws: see `state.from_probability`.
 
     Raises:
       InputError: an option that does not fit.
@@ -56,11 +56,11 @@ def make(
         size = jnp.maximum(jnp.round(share * num_permutations), 1)
         return (rank < size) / size
 
-    player = Player(
+    return from_probability(
         init=lambda key: jnp.zeros((), jnp.int32),
-        choose=None,
-        observe=lambda key, step, evaluation: (step, {}),
         probability=probability,
+        observe=lambda key, step, evaluation: (step, {}),
         period=0,
+        draws=draws,
+        count=lambda step, drawn: step + 1,
     )
-    return drawing(player, draws, lambda step, drawn: step + 1)

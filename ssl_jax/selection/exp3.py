@@ -18,8 +18,8 @@ from ssl_jax.selection.state import (
     Evaluation,
     Player,
     check_option,
-    drawing,
     entropy,
+    from_probability,
     group_permutations,
     group_sums,
     member_log_probability,
@@ -72,7 +72,7 @@ def make(
       uniform_share: gamma, in (0, 1].
       weight_share: alpha of Exp3.S, in [0, 1): of all weight, dealt out equally at each evaluation.
       bounds_decay: in (0, 1]; how much of the range of progress is kept from one evaluation to the next.
-      draws: see `state.drawing`.
+      draws: see `state.from_probability`.
 
     Raises:
       InputError: an option that does not fit.
@@ -141,4 +141,4 @@ def make(
         }
         return state, metrics
 
-    return drawing(Player(init, None, observe, probability, period), draws, count)
+    return from_probability(init, probability, observe, period, draws=draws, count=count)

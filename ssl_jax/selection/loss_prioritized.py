@@ -9,7 +9,7 @@ measured, however rarely it is drawn.
 
 import jax.numpy as jnp
 
-from ssl_jax.selection.state import Evaluation, Player, check_option, drawing, entropy
+from ssl_jax.selection.state import Evaluation, Player, check_option, entropy, from_probability
 
 
 def make(
@@ -32,7 +32,7 @@ def make(
       exponent: alpha; 0 draws uniformly.
       min_error: eps, added to every error, so that what is solved is not forgotten.
       uniform_share: of the draws, in [0, 1], that are uniform over the set.
-      draws: see `state.drawing`.
+      draws: see `state.from_probability`.
 
     Raises:
       InputError: an option that does not fit.
@@ -51,11 +51,10 @@ def make(
         accuracy = evaluation.accuracy
         return accuracy, {"error": 1 - accuracy.mean(), "entropy": entropy(probability(accuracy))}
 
-    player = Player(
+    return from_probability(
         init=lambda key: jnp.zeros((num_permutations,)),
-        choose=None,
-        observe=observe,
         probability=probability,
+        observe=observe,
         period=period,
+        draws=draws,
     )
-    return drawing(player, draws)

@@ -62,7 +62,7 @@ def make(
       explore: evaluations at first whose actions are all random.
       epsilon: share of the later actions that are random.
       uniform_share: of the draws, over the whole set whatever the action, lest the solver learn to guess.
-      draws: see `state.drawing`.
+      draws: see `state.from_probability`.
 
     Raises:
       InputError: an option that does not fit.
@@ -147,4 +147,4 @@ def make(
         spread = entropy(probability(state))
         return state, {"error": error, "reward": reward, "td_loss": td_loss, "entropy": spread}
 
-    return state_lib.drawing(Player(init, None, observe, probability, period), draws)
+    return state_lib.from_probability(init, probability, observe, period, draws=draws)

@@ -27,7 +27,7 @@ class Player(NamedTuple):
     Attributes:
       init: `key -> state`.
       choose: `(key, state, batch_size) -> (state, index)`, index int32 [batch_size] in [0, P); most players
-        have that of `drawing`.
+        have that of `from_probability`.
       observe: `(key, state, Evaluation) -> (state, metrics)`, metrics a dict of float32 scalars. Of players
         that share a state (see `policy_gradient.make_joint`), with an Evaluation and metrics for each.
       probability: `state -> float32 [P]`, the distribution that `choose` draws from; sums to one.
@@ -153,46 +153,55 @@ class Dealt:
     owed: jax.Array
 
 
-def drawing(player: Player, draws: str, count: Callable[[Any, jax.Array], Any] | None = None) -> Player:
-    """The player, which now chooses by its probability.
+def from_probability(
+    init: Callable[[jax.Array], Any],
+    probability: Callable[[Any], jax.Array],
+    observe: Callable[[jax.Array, Any, Evaluation], tuple[Any, dict[str, jax.Array]]],
+    period: int,
+    *,
+    draws: str,
+    count: Callable[[Any, jax.Array], Any] = lambda state, drawn: state,
+) -> Player:
+    """A player that chooses by its probability; its first four arguments are those of `Player`.
 
     Args:
-      player: without `choose`.
+      init: makes its state.
+      probability: of each permutation.
+      observe: learns from an Evaluation.
+      period: training steps between two of these.
       draws: "independent" of each other; or "even": each permutation comes as often as its probabilities
         add up to, give or take one, which makes batches more alike and teaches more (README).
       count: `(state, drawn) -> state`, what the player remembers of how often each permutation was drawn in
-        a batch, float32 [P]; None: nothing.
+        a batch, float32 [P]; by default nothing.
 
     Raises:
       InputError: other draws.
     """
     check_draws(draws)
-    count = count or (lambda state, drawn: state)
 
     def choose(key, state, batch_size):
-        probability = player.probability(state)
-        index = draw(key, probability, batch_size)
-        return count(state, tally(index, len(probability))), index
+        chance = probability(state)
+        index = draw(key, chance, batch_size)
+        return count(state, tally(index, len(chance))), index
+
+    if draws == "independent":
+        return Player(init, choose, observe, probability, period)
+
+    def init_evenly(key):
+        state = init(key)
+        return Dealt(state, jnp.zeros_like(probability(state)))
 
     def choose_evenly(key, state, batch_size):
-        owed = state.owed + batch_size * player.probability(state.own)
-        index = draw_evenly(key, owed, jnp.zeros(len(owed), jnp.int32), batch_size)
+        owed = state.owed + batch_size * probability(state.own)
+        index = draw_evenly(key, owed, None, batch_size)
         drawn = tally(index, len(owed))
         return Dealt(count(state.own, drawn), owed - drawn), index
 
-    if draws == "independent":
-        return player._replace(choose=choose)
-
-    def init(key):
-        state = player.init(key)
-        return Dealt(state, jnp.zeros_like(player.probability(state)))
-
-    def observe(key, state, evaluation):
-        own, metrics = player.observe(key, state.own, evaluation)
+    def observe_own(key, state, evaluation):
+        own, metrics = observe(key, state.own, evaluation)
         return state.replace(own=own), metrics
 
-    probability = lambda state: player.probability(state.own)
-    return Player(init, choose_evenly, observe, probability, player.period)
+    return Player(init_evenly, choose_evenly, observe_own, lambda state: probability(state.own), period)
 
 
 def tally(index: jax.Array, num_permutations: int) -> jax.Array:
@@ -205,7 +214,7 @@ def draw(key: jax.Array, probability: jax.Array, batch_size: int) -> jax.Array:
     return jax.random.categorical(key, jnp.log(probability), shape=(batch_size,)).astype(jnp.int32)
 
 
-def draw_evenly(key: jax.Array, owed: jax.Array, group: jax.Array, batch_size: int) -> jax.Array:
+def draw_evenly(key: jax.Array, owed: jax.Array, group: jax.Array | None, batch_size: int) -> jax.Array:
     """Permutations with the least chance about how often each comes, by systematic sampling (Madow 1949).
 
     Where what is owed grows by `batch_size` times a probability before every batch, and falls by one with
@@ -214,14 +223,15 @@ def draw_evenly(key: jax.Array, owed: jax.Array, group: jax.Array, batch_size: i
     Args:
       key: chooses among those that are owed something.
       owed: float32 [P], how many draws of each permutation are due; sums to B.
-      group: int32 [P]; of each group a batch has what is owed to its members, give or take one.
+      group: int32 [P]; of each group a batch has what is owed to its members, give or take one. None: there
+        are no groups.
       batch_size: B.
 
     Returns:
       int32 [B].
     """
     order_key, start_key = jax.random.split(key)
-    order = jnp.argsort(group + jax.random.uniform(order_key, owed.shape))
+    order = jnp.argsort(jax.random.uniform(order_key, owed.shape) + (0 if group is None else group))
     ends = jnp.cumsum(jnp.maximum(owed, 0)[order])
     # At equal distances, from a random start on.
     places = (jnp.arange(batch_size) + jax.random.uniform(start_key)) * ends[-1] / batch_size

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from ssl_jax.selection.state import Player, drawing
+from ssl_jax.selection.state import Player, from_probability
 
 
 def make(*, num_permutations: int, draws: str = "independent") -> Player:
@@ -10,7 +10,7 @@ def make(*, num_permutations: int, draws: str = "independent") -> Player:
 
     Args:
       num_permutations: P.
-      draws: see `state.drawing`; even ones come close to `round_robin`.
+      draws: see `state.from_probability`; even ones come close to `round_robin`.
 
     Raises:
       InputError: an option that does not fit.
@@ -20,11 +20,10 @@ def make(*, num_permutations: int, draws: str = "independent") -> Player:
         del state
         return jnp.full((num_permutations,), 1 / num_permutations)
 
-    player = Player(
+    return from_probability(
         init=lambda key: (),
-        choose=None,
-        observe=lambda key, state, evaluation: (state, {}),
         probability=probability,
+        observe=lambda key, state, evaluation: (state, {}),
         period=0,
+        draws=draws,
     )
-    return drawing(player, draws)
