@@ -249,11 +249,18 @@ def test_many_labels_have_a_line_each_and_few_a_legend():
     assert named == ["space", *(f"player {i}" for i in range(6)), "time", "player 5"]
     assert axes.get_legend() is None
     dots = {tuple(np.round(place, 6)) for drawn in axes.collections for place in drawn.get_offsets()}
-    assert {(0.5, 6.0), (1.0, 6.0), (0.7, 8.0)} <= dots  # player 5 in space, and in time
+    assert {(0.5, 6.5), (1.0, 6.5), (0.7, 8.5)} <= dots  # player 5 in space, and in time
     few = {row: {name: of[name] for name in list(of)[:3]} for row, of in scores.items()}
     (axes,) = figures.seeds(few, xlabel="accuracy").axes
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["space", "time"]
     assert len(axes.get_legend().get_texts()) == 4
+
+
+def test_a_name_of_three_lines_has_room_for_them():
+    names = ["a", "player with.adjusted_logits=False and.with=independent and.more=words", *"bcd"]
+    (axes,) = figures.seeds({"": {name: [0.5] for name in names}}, xlabel="accuracy").axes
+    assert axes.get_yticklabels()[1].get_text().count("\n") == 2
+    np.testing.assert_allclose(np.diff(axes.get_yticks()), [1.5, 1.5, 1, 1])
 
 
 def test_a_high_legend_leaves_the_axes_their_height():

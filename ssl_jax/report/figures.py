@@ -591,21 +591,28 @@ def seeds(
     lined_up = len(labels) > MOST_TOGETHER
     apart = 0.8 if lined_up else 0.8 / max(1, len(labels))
     names: list[str] = []  # of the lines, from the top
-    places: dict[tuple[str, str], float] = {}  # row and label -> the line, or a place near it
+    places: dict[tuple[str, str], tuple[int, float]] = {}  # row and label -> the line, and how far from it
     for row, of in scores.items():
         if not lined_up:
             shifts = {label: (i - (len(labels) - 1) / 2) * apart for i, label in enumerate(labels)}
-            places |= {(row, label): len(names) + shifts[label] for label in of}
+            places |= {(row, label): (len(names), shifts[label]) for label in of}
             names.append(row)
             continue
         names += [row] if len(scores) > 1 else []
-        places |= {(row, label): len(names) + i for i, label in enumerate(of)}
+        places |= {(row, label): (len(names) + i, 0.0) for i, label in enumerate(of)}
         names += of
+    ticks = [textwrap.fill(name, 34) for name in names]
+    tall = np.array([max(1, 2 / 3 * (tick.count("\n") + 1)) for tick in ticks])  # each line, by its name
+    middles = np.cumsum(tall) - tall / 2
     high = 0.21 if lined_up else max(0.3, 0.16 * len(labels))
-    figure = Figure(figsize=(WIDTH, 0.85 + high * len(names)))
+    figure = Figure(figsize=(WIDTH, 0.85 + high * tall.sum()))
     axes = figure.add_subplot()
     for i, label in enumerate(labels):
-        drawn = [(y, scores[row][label]) for (row, own), y in places.items() if own == label]
+        drawn = [
+            (middles[line] + shift, scores[row][label])
+            for (row, own), (line, shift) in places.items()
+            if own == label
+        ]
         color, marker = SERIES[i % len(SERIES)], "os^Dv"[i // len(SERIES) % 5]
         axes.scatter(
             *np.reshape([(x, y) for y, values in drawn for x in values], (-1, 2)).T,
@@ -620,8 +627,8 @@ def seeds(
         axes.vlines(x, y - 0.45 * apart, y + 0.45 * apart, color=color, linewidth=2)
     if reference is not None:
         axes.axvline(reference[1], color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)), label=reference[0])
-    axes.set_yticks(range(len(names)), [textwrap.fill(name, 34) for name in names])
-    axes.set_ylim(len(names) - 0.45, -0.55)
+    axes.set_yticks(middles, ticks)
+    axes.set_ylim(tall.sum() + 0.05, -0.05)
     axes.yaxis.grid(False)
     if percent:
         axes.xaxis.set_major_formatter(PercentFormatter(xmax=1.0))
