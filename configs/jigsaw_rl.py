@@ -104,7 +104,7 @@ def player(name, preset):
             "target_period": 10,
             "explore": {"default": 6, "smoke": 2, "paper": 50}[preset],
             "epsilon": 0.1,
-            # Lest a period, in which one group is drawn from, teaches the solver to guess its members.
+            # Lest the solver sees nothing but one group for a period.
             "uniform_share": 0.5,
         }
         | draws,

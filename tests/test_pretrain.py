@@ -268,9 +268,9 @@ def test_what_is_drawn_more_often_is_no_reason_to_guess_it(setup):
     # Where all are drawn alike there is nothing to adjust; what is never drawn takes no part.
     logits, half = jnp.float32(rng.normal(size=(NUM, NUM))), NUM // 2
     uniform = adjusted(logits, classes, jnp.full(NUM, 1 / NUM))
-    np.testing.assert_allclose(uniform, plain(logits, classes, None), rtol=1e-5)
+    np.testing.assert_allclose(uniform, plain(logits, classes, prior), rtol=1e-5)
     of_half = adjusted(logits[:half], classes[:half], jnp.where(classes < half, 1 / half, 0.0))
-    np.testing.assert_allclose(of_half, plain(logits[:half, :half], classes[:half], None), rtol=1e-5)
+    np.testing.assert_allclose(of_half, plain(logits[:half, :half], classes[:half], prior), rtol=1e-5)
 
 
 def test_a_step_adjusts_by_the_probability_that_its_batch_was_drawn_with(step, first):
@@ -283,6 +283,15 @@ def test_a_step_adjusts_by_the_probability_that_its_batch_was_drawn_with(step, f
     prior = np.asarray(jax.nn.softmax(params["params"]["Dense_1"]["bias"]))
     drawn = np.asarray(after.selection["spatial"].count) / BATCH
     np.testing.assert_allclose(metrics["loss"], drawn @ -np.log(prior), rtol=1e-4)
+
+
+def test_a_step_adjusts_by_the_pool_that_it_drew_from():
+    """That of a curriculum, which has grown once it has chosen."""
+    small = {name: value for name, value in SMALL.items() if name != "spatial.selection.num_groups"}
+    grows = {"spatial.selection.steps": 1, "spatial.selection.start_share": 0.5}
+    setup = pretrain.setup_from_config(load("smoke,policy=curriculum", **small, **grows))
+    _, metrics = jax.jit(functools.partial(pretrain.train_step, setup))(create(setup), batch_of())
+    np.testing.assert_allclose(metrics["loss"], np.log(NUM / 2), rtol=1e-5)
 
 
 def held_out(number, seed=0):

@@ -60,7 +60,7 @@ def test_mean_accuracy_rises_with_the_group_number(seed):
 
 # Members that differ from the identity in 2, 3, ..., 12 places, the farthest twice.
 CYCLES = np.stack([np.r_[np.roll(np.arange(k), 1), k:12] for k in range(2, 13)] + [np.roll(np.arange(12), 2)])
-OPTIONS = {  # of each of selection.PLAYERS
+OPTIONS = {
     "uniform": {},
     "round_robin": {},
     "curriculum": {"permutations": CYCLES, "steps": 50},
@@ -71,14 +71,16 @@ OPTIONS = {  # of each of selection.PLAYERS
 }
 
 
-EVEN = [f"{name} even" for name in OPTIONS if name not in ("round_robin", "policy_gradient")]  # see below
+# Even draws of the policy gradient follow a share that chance decides once a period; see below.
+EVEN = [f"{name}, even" for name in OPTIONS if name not in ("round_robin", "policy_gradient")]
 
 
-@pytest.fixture(scope="module", params=[*OPTIONS, *EVEN])
+@pytest.fixture(scope="module", params=[*selection.PLAYERS, *EVEN, "q_learning, even, from one group"])
 def make_player(request):
     """Makes players of one name, all alike."""
-    name, *draws = request.param.split()
-    options = OPTIONS[name] | ({"draws": "even"} if draws else {})
+    name, *more = request.param.split(", ")
+    options = OPTIONS[name] | ({"draws": "even"} if "even" in more else {})
+    options |= {"uniform_share": 0.0} if "from one group" in more else {}
     return functools.partial(selection.PLAYERS[name], num_permutations=12, **options)
 
 
@@ -87,8 +89,7 @@ def player(make_player):
     return compiled(make_player())
 
 
-def test_every_player_keeps_the_contract(player, request):
-    even = "even" in request.node.name
+def test_every_player_keeps_the_contract(player):
     state = player.init(KEY)
     rng = np.random.default_rng(0)
     for _ in range(4):
@@ -105,7 +106,8 @@ def test_every_player_keeps_the_contract(player, request):
         seen = expected > 0
         assert not counts[~seen].any()
         assert (np.square(counts - expected)[seen] / expected[seen]).sum() < 40
-        assert not even or np.abs(counts - expected).max() < 2.5
+        if isinstance(state, state_lib.Dealt):
+            assert np.abs(counts - expected).max() < 2.5
         before = state
         state, metrics = player.observe(KEY, state, evaluation(rng.random(12)))
         chex.assert_trees_all_equal_shapes_and_dtypes(before, state)
@@ -391,7 +393,7 @@ def learn(player, rounds, best_group=1, seed=0):
         ("policy_gradient", {}, 0.8),
         ("policy_gradient", {"draws": "even"}, 0.8),
         ("exp3", {}, 0.75),
-        ("exp3", {"draws": "even"}, 0.6),  # which learns from what chance drew more of
+        ("exp3", {"draws": "even"}, 0.6),  # skill rises alike everywhere: only chance tells arms apart
         ("q_learning", {}, 0.65),
         ("q_learning", {"draws": "even"}, 0.65),
     ],

@@ -257,7 +257,7 @@ def test_a_policy_that_tasks_share_has_its_options_in_one_place(key, value, sent
 @pytest.mark.parametrize(
     ("key", "value"),
     [("selection", {"name": "uniform"}), ("permutations", {}), ("validation.classes_per_example", 3),
-     ("head.fc6", 8), ("puzzle.grey", 0.3)],
+     ("head.fc6", 8), ("puzzle.grey", 0.3), ("adjust_logits", True)],
 )  # fmt: skip
 def test_colours_have_no_player_and_no_permutations(key, value):
     config = config_lib.load(f"{CONFIG}:smoke,extra=colorization")

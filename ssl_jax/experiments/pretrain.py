@@ -271,12 +271,12 @@ def train_step(
     """
     key = jax.random.fold_in(state.key, state.step)
     *task_keys, dropout_key = jax.random.split(key, len(setup.tasks) + 1)
-    selection, prior, inputs, targets = dict(state.selection), dict(state.prior), {}, {}
+    selection, priors, inputs, targets = dict(state.selection), dict(state.prior), {}, {}
     for task, task_key in zip(setup.tasks, task_keys, strict=True):
         choose_key, puzzle_key = jax.random.split(task_key)
         pictures = batch[task.pictures]
-        if not task.dense:
-            prior[task.name] = task.player.probability(selection[task.player_state])
+        if not task.dense:  # before it chooses, which may change its state
+            priors[task.name] = task.player.probability(selection[task.player_state])
         selection[task.player_state], index = task.player.choose(
             choose_key, selection[task.player_state], pictures.shape[0]
         )
@@ -284,7 +284,7 @@ def train_step(
 
     accumulate = functools.partial(
         training.accumulate_gradients,
-        functools.partial(objective, setup, prior),
+        functools.partial(objective, setup, priors),
         setup.train.accumulate,
     )
     if joined is not None:
@@ -305,9 +305,10 @@ def train_step(
     return state, metrics
 
 
-def objective(setup: Setup, prior, params, batch_stats, inputs, targets, dropout_key):
-    """The weighted sum of the tasks' cross-entropies, and (batch_stats, metrics) beside it.
+def objective(setup: Setup, priors, params, batch_stats, inputs, targets, dropout_key):
+    """The weighted sum of the tasks' losses, and (batch_stats, metrics) beside it.
 
+    `priors` are how often each class comes, task -> float32 [P], see `Task.loss`; accuracy is without them.
     Normalisation layers see the tasks one after the other.
     """
     metrics, loss = {}, 0.0
@@ -322,7 +323,7 @@ def objective(setup: Setup, prior, params, batch_stats, inputs, targets, dropout
         )
         batch_stats = updated.get("batch_stats", {})
         target = targets[task.name]
-        of_task = task.loss(logits.astype(jnp.float32), target, prior[task.name]).mean()
+        of_task = task.loss(logits.astype(jnp.float32), target, priors[task.name]).mean()
         loss += task.weight * of_task
         metrics[f"{task.name}/loss"] = of_task
         metrics[f"{task.name}/accuracy"] = (jnp.argmax(logits, -1) == target).mean()

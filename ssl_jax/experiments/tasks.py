@@ -240,7 +240,7 @@ def make(name: str, section: Mapping[str, Any], picture_size: tuple[int, int], e
 
     absent = [] if kind.ordered else ["permutations"]
     if kind.dense:
-        absent.append("selection")
+        absent += ["selection", "adjust_logits"]
     parts = fields(**dict.fromkeys(absent), **config_lib.unpack(section, fields, path=name, ignore=absent))
     if parts["weight"] <= 0:
         raise InputError(f"config.{name}.weight must be above 0, not {parts['weight']}.")
@@ -264,7 +264,7 @@ def make(name: str, section: Mapping[str, Any], picture_size: tuple[int, int], e
     return Task(
         name=name,
         weight=parts["weight"],
-        adjust_logits=parts["adjust_logits"],
+        adjust_logits=bool(parts["adjust_logits"]),  # None where cells have the classes
         puzzle=puzzle,
         orders=orders,
         head=build("head", kind.head, num_classes=num_classes, dtype=encoder.dtype),

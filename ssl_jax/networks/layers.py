@@ -1,4 +1,4 @@
-"""Convolution and max pooling, each in two forms with the same answers; local response normalisation.
+"""Convolution and max pooling, in forms with the same answers; local response normalisation.
 
 The *plain* form is what XLA offers, and meant for GPU and TPU. The *cpu* form is for XLA's CPU
 backend, where grouped convolutions, gradients of convolutions and select-and-scatter are slow. Both
@@ -47,7 +47,8 @@ def compiler_options() -> dict[str, str]:
 
     XLA's CPU backend gives convolutions to YNNPACK, which computes each on one thread. XLA's own take all
     threads: on two cores, an update of a Q-network takes a quarter to a third less time; on one core, as
-    long. An XLA that does not know the option does without.
+    long. Products of matrices stay with YNNPACK; and so do sums, which XLA would write the squares of all
+    gradients to memory for, a tenth of an update. An XLA that does not know the option does without.
     """
     if jax.default_backend() != "cpu":
         return {}
@@ -91,7 +92,7 @@ class Conv(nn.Module):
       groups: independent convolutions among which channels in and out are divided.
       kernel_init: He normal, for the ReLU that follows.
       dtype: of the computation; parameters are float32.
-      form: see `fast_on_cpu`.
+      form: see the module, and `fast_on_cpu`.
     """
 
     features: int
@@ -135,8 +136,8 @@ def conv(
     backend multiplies matrices of bfloat16 no faster.
     """
     if not fast_on_cpu(form):
-        in_blocks = stride > 1 and kernel.shape[0] % stride == 0 and groups == 1
-        if form == "blocks" and in_blocks and fast_on_cpu():
+        fits = stride > 1 and kernel.shape[0] % stride == 0 and groups == 1
+        if form == "blocks" and fits and fast_on_cpu():
             return _block_conv(stride, padding, x, kernel)
         if jax.device_count() == 1:
             return _lax_conv(stride, padding, x, kernel, groups)

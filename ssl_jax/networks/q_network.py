@@ -63,8 +63,8 @@ class NatureTrunk(nn.Module):
         x = x.astype(self.dtype)
         if pixels:
             x = x / 255
-        # The faster form for layers of so few channels, also under vmap over parameters; see
-        # `layers.compiler_options`.
+        # The faster form for layers of so few channels, also under vmap over parameters, where a program is
+        # compiled with `layers.compiler_options`.
         conv = functools.partial(Conv, kernel_init=KERNEL_INIT, dtype=self.dtype, form="blocks")
         x = nn.relu(conv(32, window=8, stride=4, name="conv1")(x))
         if layer == "conv1":

@@ -1,6 +1,7 @@
 """Who picks the next permutation: one interface, several players.
 
-A player is four pure functions, as an optax optimizer is two; its state holds arrays only, lives inside
+A player is four pure functions, as an optax optimizer is two (most are made from three, by
+`state.from_probability`, which draws for them); its state holds arrays only, lives inside
 the experiment's state and is saved with it. Choosing happens inside the jitted training step, observing
 only once in `period` steps (Büchler, Brattoli and Ommer 2018: sparse updates). Players of several tasks can
 share one state, and then learn from all of these tasks at once (`policy_gradient.make_joint`).

@@ -6,6 +6,8 @@ neural networks", whose reward is learning progress scaled by its history.
 
 Of each group one knows how much its own accuracy rose since the last look. A bandit, which
 needs a reward for each arm, can use this; it is richer than the one error that rewards the policy gradient.
+Where draws are even, each arm is drawn as often as it was to be: importance weights are close to one, and the
+bandit learns from what became of each group alone, not from progress that all share.
 Groups are found anew at each look, so an arm is no set of permutations but a rank: weight k is of the k-th
 hardest group, whoever is in it.
 """

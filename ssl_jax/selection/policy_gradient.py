@@ -250,12 +250,11 @@ def _standardize(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The reward's advantage over its moving average, in units of its scale; new mean and mean square.
 
-    Before there is a reward there is no advantage, and nothing moves.
+    Before there is one, reward and averages are zero, and stay so.
     """
-    known = (state.evaluations >= 2).astype(jnp.float32)
-    difference = known * (reward - state.reward_mean)
+    difference = reward - state.reward_mean
     # The first reward sets the averages, later ones move them.
-    rate = jnp.where(state.evaluations == 2, 1.0, 1 - decay) * known
+    rate = jnp.where(state.evaluations == 2, 1.0, 1 - decay)
     square = state.reward_square + rate * (jnp.square(difference) - state.reward_square)
     mean = state.reward_mean + rate * (reward - state.reward_mean)
     return difference / (jnp.sqrt(square) + 1e-8), mean, square

@@ -30,7 +30,8 @@ class Player(NamedTuple):
         have that of `from_probability`.
       observe: `(key, state, Evaluation) -> (state, metrics)`, metrics a dict of float32 scalars. Of players
         that share a state (see `policy_gradient.make_joint`), with an Evaluation and metrics for each.
-      probability: `state -> float32 [P]`, the distribution that `choose` draws from; sums to one.
+      probability: `state -> float32 [P]`, the distribution that `choose` draws from, as even draws do on the
+        mean; sums to one.
       period: training steps between two observations; 0 for a player that never looks.
     """
 
@@ -140,7 +141,7 @@ def member_log_probability(logits: jax.Array, group: jax.Array) -> jax.Array:
 
     Drawing from it is drawing a group and then a member of it, uniformly. Equal logits are a uniform draw
     from the set: a group has its share of it. Equal shares for all groups would draw the members of small
-    ones tens of times as often, and the solver would learn to guess them. An empty group is never drawn.
+    ones tens of times as often. An empty group is never drawn.
     """
     return jax.nn.log_softmax(logits[group])
 
@@ -170,7 +171,7 @@ def from_probability(
       observe: learns from an Evaluation.
       period: training steps between two of these.
       draws: "independent" of each other; or "even": each permutation comes as often as its probabilities
-        add up to, give or take one, which makes batches more alike and teaches more (README).
+        add up to, but for one or two, which makes batches more alike and teaches more (README).
       count: `(state, drawn) -> state`, what the player remembers of how often each permutation was drawn in
         a batch, float32 [P]; by default nothing.
 
@@ -192,7 +193,9 @@ def from_probability(
         return Dealt(state, jnp.zeros_like(probability(state)))
 
     def choose_evenly(key, state, batch_size):
-        owed = state.owed + batch_size * probability(state.own)
+        chance = probability(state.own)
+        # What is due from before a look lapses where nothing is to be drawn any more.
+        owed = jnp.where(chance > 0, state.owed + batch_size * chance, 0)
         index = draw_evenly(key, owed, None, batch_size)
         drawn = tally(index, len(owed))
         return Dealt(count(state.own, drawn), owed - drawn), index
@@ -218,7 +221,8 @@ def draw_evenly(key: jax.Array, owed: jax.Array, group: jax.Array | None, batch_
     """Permutations with the least chance about how often each comes, by systematic sampling (Madow 1949).
 
     Where what is owed grows by `batch_size` times a probability before every batch, and falls by one with
-    every draw, they follow that probability; a uniform one gives something close to epochs over the set.
+    every draw, they follow that probability, one too many at most, and seldom more than a few too few;
+    a uniform one gives something close to epochs over the set.
 
     Args:
       key: chooses among those that are owed something.
