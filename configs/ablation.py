@@ -13,12 +13,12 @@ of its runs have: with --config.axes.tasks="('spatial',)" the value
 
 By default runs are smaller than those of `configs/spatiotemporal_rl.py`, by `SMALL`: half the width, half the
 batches, a third more steps, half the frames to probe. --config.overrides replaces them. On one core of an
-Intel Xeon, with other work beside, a run of the task in space takes 1 min 50 s, one in time 4 min 20 s; all
-105 should take about 4 hours on 2 cores.
+Intel Xeon, with other work beside, a run of the task in space takes 2 min, one in time 4 min 20 s, one of
+both 6 min 30 s; all 105 should take less than 4 hours on 2 cores.
 
-results/ablation has five seeds of all players in space, and of uniform and policy_gradient in time; the
-README says what came out. Both tasks together were not run. results/ablation_spatial has uniform and
-policy_gradient in space at the full size, with train.learning_rate=1e-3.
+results/ablation has five seeds of all players in space, of uniform and policy_gradient in time, and of these
+two and joint in both; the README says what came out. results/ablation_spatial has uniform and policy_gradient
+in space at the full size, with train.learning_rate=1e-3.
 """
 
 from ml_collections import ConfigDict

@@ -182,7 +182,7 @@ class Task:
         """Cross-entropy float32 [B]; over cells the mean, weighted by how rare their classes are.
 
         With `adjust_logits` the logarithm of the prior is added to the logits (Menon et al. 2021, "Long-tail
-        learning via logit adjustment", Sec. 5.2), so that they need not learn it: to name what is drawn most
+        learning via logit adjustment", Sec. 5), so that they need not learn it: to name what is drawn most
         is right more often than not before a network sees any order, and it would stay with that.
 
         Args:
