@@ -166,14 +166,12 @@ def make_joint(
         gradient, spreads = jax.grad(objective, has_aux=True)(state.params, state, advantage)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        state = PolicyState(
+        state = state.replace(
             params=params,
             opt_state=opt_state,
             rows=jnp.concatenate([*map(state_lib.sorted_rows, evaluations)]),
             group=number_through(map(state_lib.group_permutations, evaluations, groups)),
             count=jnp.zeros_like(state.count),
-            share=state.share,
-            owed=state.owed,
             errors=jnp.stack([error, state.errors[0]]),
             reward_mean=reward_mean,
             reward_square=reward_square,

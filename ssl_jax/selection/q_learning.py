@@ -61,8 +61,7 @@ def make(
       target_period: evaluations between two copies to the target network.
       explore: evaluations at first whose actions are all random.
       epsilon: share of the later actions that are random.
-      uniform_share: of the draws, over the whole set whatever the action, so that the solver sees more than
-        one group.
+      uniform_share: of the draws, over the whole set, so that the solver sees more than one group.
       draws: see `state.from_probability`.
 
     Raises:
