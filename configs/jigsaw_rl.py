@@ -67,32 +67,30 @@ ENCODERS = {
 
 def player(name, preset):
     """The section of a player; of the paper's, policy_gradient, everything but the period is ours."""
-    looks = {"period": {"default": 32, "smoke": 4, "paper": 500}[preset]}
-    groups = looks | {"num_groups": 10}
     # Even draws are ours, and teach more; see README, "What came out: who chooses".
     draws = {"draws": "independent" if preset == "paper" else "even"}
+    looks = draws | {"period": {"default": 32, "smoke": 4, "paper": 500}[preset]}
+    groups = looks | {"num_groups": 10}
     return {
         "uniform": {"draws": "independent"},
         "round_robin": {},
         # Half of the training with a pool that grows, half with the whole set.
-        "curriculum": {
+        "curriculum": draws
+        | {
             "steps": {"default": 300, "smoke": 12, "paper": 175_000}[preset],
             "start_share": 0.1,
             "order": "easy_first",
-        }
-        | draws,
-        "loss_prioritized": looks | {"exponent": 1.0, "min_error": 0.01, "uniform_share": 0.1} | draws,
+        },
+        "loss_prioritized": looks | {"exponent": 1.0, "min_error": 0.01, "uniform_share": 0.1},
         "exp3": groups
-        | {"learning_rate": 0.2, "uniform_share": 0.1, "weight_share": 0.001, "bounds_decay": 0.95}
-        | draws,
+        | {"learning_rate": 0.2, "uniform_share": 0.1, "weight_share": 0.001, "bounds_decay": 0.95},
         "policy_gradient": groups
         | {
             "hidden": 64,
             "learning_rate": 0.01,
             "entropy_bonus": 0.1,
             "baseline_decay": 0.9,
-        }
-        | draws,
+        },
         "q_learning": groups
         | {
             "hidden": 64,
@@ -106,8 +104,7 @@ def player(name, preset):
             "epsilon": 0.1,
             # Lest the solver sees nothing but one group for a period.
             "uniform_share": 0.5,
-        }
-        | draws,
+        },
     }[name]
 
 

@@ -32,16 +32,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     joint = options.policy == "joint"
     if joint:
-        options.policy = "policy_gradient"
+        options.policy = "uniform"  # which the section below takes the place of
     config = jigsaw_rl.get_config(
         ",".join([preset, *(f"{name}={getattr(options, name)}" for name in jigsaw_rl.OPTIONS)])
     )
     if joint:
         # The options of the policy that both share are in no task's section.
         config.selection = jigsaw_rl.player("policy_gradient", preset)
-        for key in config.selection:
-            del config.spatial.selection[key]
-        config.spatial.selection.name = "joint"
+        config.spatial.selection = ConfigDict({"name": "joint", "slice": config.spatial.selection.slice})
     if options.tasks in ("both", "temporal"):
         config.temporal = temporal(config.spatial, preset)
     if options.tasks in ("temporal", "none"):

@@ -204,15 +204,15 @@ def make_joint(
                     lambda: draw_share(share_key, state, group, batch_size),
                     lambda: state.share[members],
                 )
-                owed = state.owed.at[members].add(batch_size * share)
-                state = state.replace(share=state.share.at[members].set(share), owed=owed)
-                index = state_lib.draw_evenly(draw_key, owed[members], group, batch_size)
+                index, drawn, owed = state_lib.draw_evenly(
+                    draw_key, share, state.owed[members], group, batch_size
+                )
+                state = state.replace(
+                    share=state.share.at[members].set(share), owed=state.owed.at[members].set(owed)
+                )
             else:
                 index = jax.random.categorical(key, log_probability(state), shape=(batch_size,))
-            # Counted once: several devices, with a part of the batch each, add up what they drew.
-            drawn = state_lib.tally(index, len(group))
-            if draws == "even":
-                state = state.replace(owed=state.owed.at[members].add(-drawn))
+                drawn = state_lib.tally(index, len(group))
             count = state.count.at[state.group[members]].add(drawn)
             return state.replace(count=count), index.astype(jnp.int32)
 

@@ -195,10 +195,9 @@ def from_probability(
     def choose_evenly(key, state, batch_size):
         chance = probability(state.own)
         # What is due from before a look lapses where nothing is to be drawn any more.
-        owed = jnp.where(chance > 0, state.owed + batch_size * chance, 0)
-        index = draw_evenly(key, owed, None, batch_size)
-        drawn = tally(index, len(owed))
-        return Dealt(count(state.own, drawn), owed - drawn), index
+        owed = jnp.where(chance > 0, state.owed, 0)
+        index, drawn, owed = draw_evenly(key, chance, owed, None, batch_size)
+        return Dealt(count(state.own, drawn), owed), index
 
     def observe_own(key, state, evaluation):
         own, metrics = observe(key, state.own, evaluation)
@@ -217,30 +216,36 @@ def draw(key: jax.Array, probability: jax.Array, batch_size: int) -> jax.Array:
     return jax.random.categorical(key, jnp.log(probability), shape=(batch_size,)).astype(jnp.int32)
 
 
-def draw_evenly(key: jax.Array, owed: jax.Array, group: jax.Array | None, batch_size: int) -> jax.Array:
+def draw_evenly(
+    key: jax.Array, probability: jax.Array, owed: jax.Array, group: jax.Array | None, batch_size: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Permutations with the least chance about how often each comes, by systematic sampling (Madow 1949).
 
-    Where what is owed grows by `batch_size` times a probability before every batch, and falls by one with
-    every draw, they follow that probability, one too many at most, and seldom more than a few too few;
-    a uniform one gives something close to epochs over the set.
+    What is owed grows by `batch_size` times the probability before every batch, and falls by one with every
+    draw: so draws follow the probability, one too many at most, and seldom more than a few too few; a uniform
+    one gives something close to epochs over the set.
 
     Args:
       key: chooses among those that are owed something.
-      owed: float32 [P], how many draws of each permutation are due; sums to B.
+      probability: float32 [P].
+      owed: float32 [P], at first zero, from the call before.
       group: int32 [P]; of each group a batch has what is owed to its members, give or take one. None: there
         are no groups.
       batch_size: B.
 
     Returns:
-      int32 [B].
+      int32 [B]; how often each was drawn, float32 [P]; and what is owed now, float32 [P].
     """
+    owed = owed + batch_size * probability
     order_key, start_key = jax.random.split(key)
     order = jnp.argsort(jax.random.uniform(order_key, owed.shape) + (0 if group is None else group))
     ends = jnp.cumsum(jnp.maximum(owed, 0)[order])
     # At equal distances, from a random start on.
     places = (jnp.arange(batch_size) + jax.random.uniform(start_key)) * ends[-1] / batch_size
     index = order[jnp.minimum(jnp.searchsorted(ends, places, side="right"), len(owed) - 1)]
-    return index.astype(jnp.int32)
+    # Counted once: several devices, with a part of the batch each, add up what they drew.
+    drawn = tally(index, len(owed))
+    return index.astype(jnp.int32), drawn, owed - drawn
 
 
 def entropy(probability: jax.Array) -> jax.Array:
