@@ -118,8 +118,8 @@ class Folder:
 
     Attributes:
         name: the path.
-        splits: split -> expression, for each of `sources.SPLITS`: one of `parts`, or a share of it, by
-            percent of the hashes of the paths: `train[2%:]`.
+        splits: split -> expression, for those of `sources.SPLITS` that may be opened: one of `parts`, or a
+            share of it, by percent of the hashes of the paths: `train[2%:]`.
         contents: everything in the folder: `Pictures` or `videos.Frames`.
         parts: `train`, and `validation` and `test` where the folder has them.
         left_out: cause -> the files and folders that are not used for it.
@@ -172,7 +172,9 @@ class Part(NamedTuple):
     places: np.ndarray
 
 
-def make(*, path: str, splits: Mapping[str, str] | None = None) -> Folder:
+def make(
+    *, path: str, splits: Mapping[str, str] | None = None, opened: Sequence[str] = sources.SPLITS
+) -> Folder:
     """Finds the pictures below a folder, and its splits.
 
     Splits are the sub-folders `train`, `val` or `validation`, and `test`, if nothing else lies beside
@@ -186,6 +188,7 @@ def make(*, path: str, splits: Mapping[str, str] | None = None) -> Folder:
         path: the folder. Files and folders whose names begin with a dot are no part of it.
         splits: expressions that replace those above, for example `{"train": "train[20%:]",
             "selection": "train[:10%]", "validation": "train[10%:20%]", "test": "train[10%:20%]"}`.
+        opened: as in `sources.make`.
 
     Raises:
         InputError: there is no such folder, or no picture in it; a class has no pictures; splits are
@@ -198,7 +201,7 @@ def make(*, path: str, splits: Mapping[str, str] | None = None) -> Folder:
     plan = arrange(path, tree, key=lambda name: name)
     values, features = with_label({}, {}, plan)
     contents = Pictures(path, root, Paths(tree.paths), values, features)
-    return divide(path, contents, plan, splits, tree.left_out | plan.left_out)
+    return divide(path, contents, plan, splits, tree.left_out | plan.left_out, opened)
 
 
 def divide(
@@ -207,6 +210,7 @@ def divide(
     plan: "Plan",
     splits: Mapping[str, str] | None,
     left_out: Mapping[str, Sequence[str]],
+    opened: Sequence[str] = sources.SPLITS,
 ) -> Folder:
     """Decides on the splits of what was found, and tells the log what is not used.
 
@@ -215,7 +219,7 @@ def divide(
     """
     parts = plan.parts
     for share in range(1, MAX_SHARE + 1):
-        chosen = sources.choose_splits(parts, splits, share)
+        chosen = sources.choose_splits(parts, splits, share, opened)
         rows = {split: [parse(expression, parts, path)] for split, expression in chosen.items()}
         empty = [split for split, ((part, percents),) in rows.items()
                  if not len(select(parts, part, percents))]  # fmt: skip

@@ -89,7 +89,7 @@ class Sources:
 
     Attributes:
         name: the tfds name, for example `atari_frames/tiny`.
-        splits: split -> tfds split expression, for each of `SPLITS`.
+        splits: split -> tfds split expression, for those of `SPLITS` that may be opened.
         builder: the tfds builder of the prepared data.
         left_out: cause -> files that are not used for it; of a prepared data set there are none.
     """
@@ -145,12 +145,13 @@ def make(
     annotations: str | None = None,
     fold: int = 1,
     splits: Mapping[str, str] | None = None,
+    opened: Sequence[str] = SPLITS,
 ) -> "Sources | Folder":
     """Finds a data set and decides on its splits.
 
     `folder` and `videos` are folders of one's own pictures and videos: see `folders.make` and
     `videos.make`. `atari_frames` is rendered on first use; every other data set must have been prepared as
-    array_record. A split that the data set does not have itself is cut from its `train`:
+    array_record. A split of `opened` that the data set does not have itself is cut from its `train`:
 
     - `selection` (what a permutation policy is rewarded for; never reported) is `train[0%:1%]`;
     - `validation` is the next percent;
@@ -168,6 +169,8 @@ def make(
         fold: of these split files: 1, 2 or 3.
         splits: tfds split expressions that replace the ones above, for example
             `{"train": "train[:90%]", "validation": "train[95%:]"}`.
+        opened: those of `SPLITS` that will be opened. Only these are decided on, so that an evaluation, which
+            needs no `selection`, may learn from all of `train`.
 
     Raises:
         InputError: the data set is unknown, not prepared, prepared in a format without random
@@ -175,7 +178,7 @@ def make(
             `train`.
     """
     if name in ("folder", "videos"):
-        return _make_folder(name, path, annotations, fold, splits)
+        return _make_folder(name, path, annotations, fold, splits, opened)
     for key, value in (("path", path), ("annotations", annotations)):
         if value is not None:
             raise InputError(f"{key}={value!r} is for the data sets folder and videos, not for {name}.")
@@ -187,35 +190,42 @@ def make(
         raise InputError(
             f"{name} has no field 'image' of single pictures; its fields are {', '.join(features)}."
         )
-    sources = Sources(name, choose_splits(builder.info.splits, splits), builder)
-    check_disjoint(name, sources.splits, {split: _rows(sources, split) for split in SPLITS})
+    sources = Sources(name, choose_splits(builder.info.splits, splits, opened=opened), builder)
+    check_disjoint(name, sources.splits, {split: _rows(sources, split) for split in sources.splits})
     return sources
 
 
 def choose_splits(
-    own: Iterable[str], splits: Mapping[str, str] | None = None, share: int = 1
+    own: Iterable[str],
+    splits: Mapping[str, str] | None = None,
+    share: int = 1,
+    opened: Sequence[str] = SPLITS,
 ) -> dict[str, str]:
-    """Returns an expression for each of `SPLITS`: the data set's `own`, or cut from `train`; see `make`.
+    """Returns an expression for each split of `opened`: the data set's `own`, or cut from `train`; see `make`.
 
     Args:
         own: the splits that the data set has, `train` among them.
         splits: expressions that replace those.
         share: percent to cut for a split.
+        opened: those of `SPLITS` that are needed.
 
     Raises:
         InputError: `splits` has a name that is none of `SPLITS`.
     """
     chosen, taken = {}, 0
     for split in ("selection", "validation"):
-        chosen[split] = split if split in own else f"train[{taken}%:{taken + share}%]"
-        taken += 0 if split in own else share
+        if split in own or split not in opened:
+            chosen[split] = split
+        else:
+            chosen[split] = f"train[{taken}%:{taken + share}%]"
+            taken += share
     chosen["train"] = f"train[{taken}%:]" if taken else "train"
     chosen["test"] = "test" if "test" in own else chosen["validation"]
     for split, expression in (splits or {}).items():
         if split not in SPLITS:
             raise InputError(unknown_name("split", split, SPLITS))
         chosen[split] = expression
-    return chosen
+    return {split: chosen[split] for split in chosen if split in opened}
 
 
 def check_disjoint(
@@ -227,10 +237,10 @@ def check_disjoint(
 
     Args:
         name: of the data set.
-        splits: split -> expression.
+        splits: split -> expression, for some of `SPLITS`.
         rows: split -> what it holds: (the data set's own split, part of that), ...
     """
-    for first, second in itertools.combinations(SPLITS, 2):
+    for first, second in itertools.combinations([split for split in SPLITS if split in splits], 2):
         if {first, second} == {"validation", "test"}:
             continue
         for (own, some), (other, others) in itertools.product(rows[first], rows[second]):
@@ -253,6 +263,7 @@ def _make_folder(
     annotations: str | None,
     fold: int,
     splits: Mapping[str, str] | None,
+    opened: Sequence[str],
 ) -> "Folder":
     """Finds a folder of pictures or videos."""
     if not path:
@@ -260,12 +271,12 @@ def _make_folder(
     if name == "videos":
         from ssl_jax.data import videos
 
-        return videos.make(path=path, annotations=annotations, fold=fold, splits=splits)
+        return videos.make(path=path, annotations=annotations, fold=fold, splits=splits, opened=opened)
     from ssl_jax.data import folders
 
     if annotations is not None:
         raise InputError(f"annotations={annotations!r} are of videos; a folder of pictures has none.")
-    return folders.make(path=path, splits=splits)
+    return folders.make(path=path, splits=splits, opened=opened)
 
 
 def _open(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":

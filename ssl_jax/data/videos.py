@@ -87,12 +87,12 @@ class Frames:
     features: "tfds.features.FeaturesDict"
 
     @functools.cached_property
-    def _starts(self) -> np.ndarray:
+    def starts(self) -> np.ndarray:
         """int64 [V + 1]: the first frame of each video, and how many there are."""
         return np.cumsum([0, *(video.frames for video in self.videos)])
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return int(self.starts[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns {"image": the frame as a PPM file (bytes), field: np.ndarray, ...}."""
@@ -120,8 +120,8 @@ class Frames:
         """Returns the number of a frame's video, and that of the frame in it."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return number, int(index - self._starts[number])
+        number = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return number, int(index - self.starts[number])
 
     def fields(self, index: int) -> dict[str, np.ndarray]:
         """Returns the fields of a frame without its picture, which is not read."""
@@ -153,6 +153,7 @@ def make(
     annotations: str | None = None,
     fold: int = 1,
     splits: Mapping[str, str] | None = None,
+    opened: Sequence[str] = sources.SPLITS,
 ) -> Folder:
     """Finds the videos below a folder, and their splits.
 
@@ -166,6 +167,7 @@ def make(
             `CLASS_test_split1.txt` of HMDB51.
         fold: which of the splits of these: 1, 2 or 3.
         splits: as in `folders.make`.
+        opened: as in `sources.make`.
 
     Raises:
         InputError: as `folders.make`; and annotations that cannot be read or name no video that is there.
@@ -196,7 +198,7 @@ def make(
         {"episode": np.arange(len(good), dtype=np.int32)}, dict.fromkeys(FIELDS, np.int32), plan
     )
     videos = tuple(Video(*(row[key] for key in ("path", "frames", "times", "keys"))) for row in good)
-    return folders.divide(path, Frames(path, root, videos, values, features), plan, splits, left_out)
+    return folders.divide(path, Frames(path, root, videos, values, features), plan, splits, left_out, opened)
 
 
 def film(path: str) -> str:
