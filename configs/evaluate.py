@@ -31,11 +31,21 @@ def default():
             "data_dir": placeholder(str),
             "path": placeholder(str),  # of the data sets folder and videos
             "annotations": placeholder(str),  # of videos: UCF101's or HMDB51's split files
+            "fold": placeholder(int),  # of these: 1, 2 or 3
+            # By default those of the run, if it was trained on this data set, else those of the data set.
+            "splits": {
+                "train": placeholder(str),
+                "validation": placeholder(str),
+                "test": placeholder(str),
+            },
+            "image_size": placeholder(tuple),
             "label": placeholder(str),
             "batch_size": 48,
-            "train_examples": 6000,
+            "train_examples": 6000,  # pictures, or frames of games
             "validation_examples": 1000,
             "test_examples": 2000,
+            "frames_per_video": 10,  # of the data set videos, evenly spaced; every video counts alike
+            "max_videos": placeholder(int),  # of a split; by default all
         },
         "linear_probe": {
             "enabled": True,

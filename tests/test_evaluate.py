@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 
+import films
 import jax
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def test_smoke_fills_its_work_directory(judged, run_dir):
     assert {path.name for path in workdir.iterdir()} >= {"config.json", "metrics.jsonl", "results.json"}
     assert {path.name for path in (workdir / "figures").iterdir()} == {
         f"{name}_{encoder}.png" for name in ("neighbours", "map") for encoder in ("trained", "random")
-    } | {f"{name}.png" for name in ("linear_probe", "retrieval_frame", "retrieval_clip", "retrieval_video",
+    } | {f"{name}.png" for name in ("linear_probe", "retrieval_frame", "retrieval_video",
                                    "probe_by_category", "probe_by_game")}  # fmt: skip
     assert "<title>" in (workdir / "report.html").read_text()
     stored = json.loads((workdir / "results.json").read_text())
@@ -94,7 +95,15 @@ def test_smoke_fills_its_work_directory(judged, run_dir):
     names = stored["final"].keys()
     assert {f"linear_probe/conv{i}/{score}" for i in (1, 2, 3)
             for score in ("accuracy", "balanced_accuracy", "macro_f1")} <= names  # fmt: skip
-    assert {f"retrieval/{unit}/top1" for unit in ("frame", "clip", "video", "state")} <= names
+    assert {f"retrieval/{unit}/top1" for unit in ("frame", "video", "state")} <= names
+    assert "retrieval/clip/top1" not in names  # every other frame was read: none are successive
+    assert stored["data"] == {
+        "name": "atari_frames/tiny",
+        "splits": {split: split for split in ("train", "selection", "validation", "test")},
+        "same_as_in_training": True,
+        "unit": "picture",
+        "frames_per_video": None,
+    }
     assert {"retrieval/state/chance", "finetune/accuracy", "finetune/balanced_accuracy"} <= names
     for readout, part in (("positions", "probe"), ("cells", "probe_cells")):
         f1 = stored[part]["encoders"]["trained"]["mean_f1"]
@@ -201,6 +210,163 @@ def test_pictures_with_labels_alone(tmp_path, odd_pictures_dir):
     units = {name.split("/")[1] for name in results["final"] if name.startswith("retrieval/")}
     assert units == {"frame"}
     assert "probe" not in results
+
+
+# --- Which data, and how they are divided
+
+
+def configured(directory, **data):
+    """The work directory of a run of a given section `data`, without a checkpoint."""
+    overrides = RUN | {f"data.{name}": value for name, value in data.items()}
+    config_lib.claim_workdir(directory, load("jigsaw_rl.py", overrides))
+    return directory
+
+
+def test_other_data_are_not_divided_as_those_of_the_run(tmp_path, atari_tiny_dir):
+    """A run tested on `validation`, as those on ImageNet are, is judged on the other data's own `test`."""
+    run = configured(tmp_path / "run", **{"name": "imagenet2012", "splits.test": "validation"})
+    data = {"data.name": "atari_frames/tiny", "data.data_dir": atari_tiny_dir}
+    setup = setup_of(run, **data)
+    assert not setup.same_data
+    assert evaluate.open_data(setup).splits == {split: split for split in ("train", "validation", "test")}
+    setup = setup_of(run, **data, **{"data.splits.test": "train[:50%]", "data.splits.train": "train[50%:]"})
+    assert evaluate.open_data(setup).splits["test"] == "train[:50%]"
+
+
+def test_the_same_data_are_divided_as_in_the_run(tmp_path, odd_pictures_dir):
+    run = configured(
+        tmp_path / "run", name="odd_pictures", data_dir=odd_pictures_dir, **{"splits.test": "train[1%:2%]"}
+    )
+    expected = {"selection": "train[0%:1%]", "validation": "train[1%:2%]", "train": "train[2%:]"}
+    for named in ({}, {"data.name": "odd_pictures"}):
+        setup = setup_of(run, **named)
+        assert evaluate.open_data(setup).splits == expected | {"test": "train[1%:2%]"}
+    # What is given for the evaluation alone replaces the run's; what is not stays.
+    setup = setup_of(run, **{"data.splits.test": "test"})
+    assert setup.same_data
+    assert evaluate.open_data(setup).splits == {
+        "train": "train[2%:]", "validation": "train[1%:2%]", "test": "test"}  # fmt: skip
+
+
+def test_train_and_validation_together_can_be_learned_from(tmp_path, atari_tiny_dir):
+    """As is usual on Pascal VOC; nothing is set aside for a `selection` that no evaluation opens."""
+    run = configured(tmp_path / "run", name="imagenet2012")
+    splits = {"train": "train+validation[:80%]", "validation": "validation[80%:]"}
+    given = {f"data.splits.{split}": text for split, text in splits.items()}
+    setup = setup_of(run, **given, **{"data.name": "atari_frames/tiny", "data.data_dir": atari_tiny_dir})
+    data = evaluate.open_data(setup)
+    assert data.splits == splits | {"test": "test"}
+    own = {split: info.num_examples for split, info in data.builder.info.splits.items()}
+    assert len(data.open("train")) == own["train"] + round(0.8 * own["validation"])
+    overlapping = {"data.splits.train": "train+validation", "data.name": "atari_frames/tiny"}
+    with pytest.raises(InputError, match=r"train .* and validation .* share examples"):
+        evaluate.open_data(setup_of(run, **overlapping, **{"data.data_dir": atari_tiny_dir}))
+
+
+def test_all_of_train_is_learned_from_where_nothing_is_selected(tmp_path, odd_pictures_dir):
+    run = configured(tmp_path / "run")
+    setup = setup_of(run, **{"data.name": "odd_pictures", "data.data_dir": odd_pictures_dir})
+    assert evaluate.open_data(setup).splits == {
+        "train": "train[1%:]", "validation": "train[0%:1%]", "test": "test"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "same", "replaced"),
+    [
+        ({}, True, {}),
+        ({"name": "videos"}, True, {}),
+        ({"path": "/ucf", "fold": 2}, True, {"fold": 2}),
+        ({"annotations": "/lists", "image_size": (224, 224)}, True, {"image_size": (224, 224)}),
+        ({"path": "/hmdb"}, False, {"path": "/hmdb", "annotations": None, "fold": 1, "splits": {}}),
+        ({"annotations": "/new"}, False, {"annotations": "/new", "fold": 1, "splits": {}}),
+        (
+            {"name": "folder", "path": "/ucf", "data_dir": "/d"},
+            False,
+            {
+                "name": "folder",
+                "path": "/ucf",
+                "annotations": None,
+                "fold": 1,
+                "splits": {},
+                "data_dir": "/d",
+            },
+        ),
+    ],
+)
+def test_what_is_taken_over_from_the_run(given, same, replaced):
+    run = pretrain.Data(
+        name="videos",
+        path="/ucf",
+        annotations="/lists",
+        fold=3,
+        splits={"train": "train[5%:]"},
+        image_size=(60, 56),
+    )
+    assert evaluate.data_config(run, evaluate.Data(**given)) == (same, replaced)
+
+
+def test_an_example_without_a_class_is_named(run_dir):
+    setup = setup_of(run_dir)
+    around = evaluate.open_surroundings(setup, {}, Path())
+    with pytest.raises(
+        InputError, match=r"test \(test\) of atari_frames/tiny .*--config\.data\.splits\.test="
+    ):
+        evaluate.check_labelled(around, "test", np.array([1, -1]))
+
+
+@pytest.fixture(scope="module")
+def ucf(tmp_path_factory):
+    """Two classes of six videos of 4 to 34 frames, and official lists of three folds."""
+    root, lists = tmp_path_factory.mktemp("ucf"), tmp_path_factory.mktemp("lists")
+    names = [f"{kind}/v_{kind}_g{group:02}_c01" for kind in ("Archery", "Diving") for group in range(6)]
+    for number, name in enumerate(names):
+        content = films.moving if "Diving" in name else films.picture
+        films.write(root / f"{name}.avi", 4 + 6 * (number % 6), "mpeg4", content=content)
+    for fold in (1, 2, 3):
+        test = {name for name in names if int(name[-6:-4]) in (fold, fold + 1)}
+        (lists / f"testlist{fold:02}.txt").write_text("".join(f"{name}.avi\n" for name in sorted(test)))
+        (lists / f"trainlist{fold:02}.txt").write_text(
+            "".join(f"{name}.avi {1 + ('Diving' in name)}\n" for name in names if name not in test)
+        )
+    return {"data.name": "videos", "data.path": str(root), "data.annotations": str(lists)}
+
+
+def test_each_fold_has_its_own_test_videos(tmp_path, ucf):
+    run = configured(tmp_path / "run")
+    found = {}
+    for fold in (1, 2, 3):
+        setup = setup_of(run, **ucf, **{"data.fold": fold})
+        source = evaluate.open_data(setup).open("test")
+        found[fold] = {video.path[-10:-8] for video in source.videos}
+    assert found == {1: {"01", "02"}, 2: {"02", "03"}, 3: {"03", "04"}}
+
+
+def test_fold_of_other_data_than_videos_is_refused(run_dir):
+    with pytest.raises(InputError, match=r"config\.data\.fold=2 is of the official splits of videos"):
+        setup_of(run_dir, **{"data.fold": 2})
+
+
+def test_every_video_counts_once_whatever_its_length(tmp_path, ucf):
+    """From end to end: as many frames of each are read, and videos are what is scored."""
+    run = configured(tmp_path / "run")
+    options = {"linear_probe.layers": ("conv3",), "state_probe.enabled": False, "data.frames_per_video": 3}
+    results = whole(run, tmp_path / "evaluation", which="random", **ucf, **options)
+    assert results["data"]["unit"] == "video"
+    assert results["data"]["splits"] == {
+        "train": "train[7%:]",
+        "validation": "train[0%:7%]",
+        "test": "test",
+    }
+    final = results["final"]
+    assert {"linear_probe/conv3/frame_accuracy", "finetune/frame_accuracy"} <= final.keys()
+    # 4 test videos of 3 frames.
+    for name in ("linear_probe/conv3", "finetune"):
+        assert final[f"{name}/accuracy"] in (0, 0.25, 0.5, 0.75, 1)
+        assert final[f"{name}/frame_accuracy"] * 12 == pytest.approx(
+            round(final[f"{name}/frame_accuracy"] * 12)
+        )
+    assert {name.split("/")[1] for name in final if name.startswith("retrieval/")} == {"frame", "video"}
+    assert "videos" in (tmp_path / "evaluation" / "report.html").read_text()
 
 
 # --- What cannot be

@@ -282,3 +282,18 @@ def test_encoders_are_compared_on_the_same_examples():
 def test_protocols_that_cannot_be(options):
     with pytest.raises(InputError, match=next(iter(options))):
         linear_probe.Protocol(**options)
+
+
+def test_videos_are_classified_by_the_mean_probability_of_their_frames():
+    """Two classes on a line; each test video has one frame on the wrong side, near the border."""
+    features = np.array([[-2.0], [-1], [1], [2]] * 5, np.float32)
+    labels = np.array([3, 3, 8, 8] * 5)
+    test = np.array([[-2.0], [-2], [0.1], [2], [2], [-0.1], [1]], np.float32)
+    truth = np.array([3, 3, 3, 8, 8, 8, 5])  # 5 does not occur in train: it is always missed
+    video = np.array([0, 0, 0, 1, 1, 1, 2])
+    protocol = linear_probe.Protocol(weight_decays=(1e-3,))
+    train = (features, labels)
+    found = linear_probe.classify(train, train, (test, truth), protocol, (np.arange(20), video))
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert found["frame_accuracy"] == pytest.approx(4 / 7)
+    assert linear_probe.classify(train, train, (test, truth), protocol)["accuracy"] == pytest.approx(4 / 7)

@@ -84,11 +84,43 @@ def test_means_over_groups():
     np.testing.assert_array_equal(first, [1, 0])
 
 
+def groups_of(ids):
+    return {tuple(np.flatnonzero(ids == value)) for value in np.unique(ids)}
+
+
 def test_clips_are_successive_frames_of_one_video():
-    videos = np.array([7, 7, 7, 3, 3, 7, 7, 3])
-    ids = retrieval.clips(videos, 2)
-    groups = {tuple(np.flatnonzero(ids == value)) for value in np.unique(ids)}
-    assert groups == {(0, 1), (2, 5), (6,), (3, 4), (7,)}
+    videos = np.array([7, 7, 7, 3, 3, 3, 3, 5])
+    #                   the frame 12 was not read
+    index = np.array([0, 1, 2, 10, 11, 13, 14, 15])
+    ids = retrieval.clips(videos, index, 2)
+    assert groups_of(ids) == {(0, 1), (2,), (3, 4), (5, 6), (7,)}
+
+
+@given(
+    frames=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3)), min_size=1, max_size=30),
+    length=st.integers(1, 5),
+)
+def test_clips_are_those_of_a_loop(frames, length):
+    videos = np.sort([video for video, _ in frames])
+    index = np.cumsum([step for _, step in frames])
+    expected, clip = [], []
+    for place in range(len(videos)):
+        goes_on = clip and videos[place] == videos[clip[-1]] and index[place] == index[clip[-1]] + 1
+        if not goes_on or len(clip) == length:
+            expected.append(clip)
+            clip = []
+        clip = [*clip, place]
+    expected = {tuple(clip) for clip in [*expected, clip] if clip}
+    assert groups_of(retrieval.clips(videos, index, length)) == expected
+
+
+def test_frames_spread_over_videos_make_no_clips():
+    """Ten frames of each video, evenly spaced: they are seconds apart, and a mean over them is no clip."""
+    episode = np.repeat(np.arange(4), 10)
+    features = {"any": np.random.default_rng(0).standard_normal((40, 3)).astype(np.float32)}
+    apart = split(features, episode % 2, episode, index=20 * np.arange(40))
+    ((_, scores),) = retrieval.evaluate(apart, apart, retrieval.Protocol(top=(1,)), label="label")
+    assert scores.keys() == {"retrieval/frame/top1", "retrieval/video/top1"}
 
 
 def split(features, label, episode, **fields):

@@ -113,3 +113,25 @@ def test_chance_reaches_two_standard_errors_up(right, stuck):
     probability = np.where(np.arange(100) < right, label, 1 - label).astype(float)
     answers = scores.Answers(np.tile(label, 2), np.tile(np.arange(100), 2), np.tile(probability, 2))
     assert scores.is_at_chance(answers, 0.5) is stuck
+
+
+def test_videos_are_answered_by_the_mean_over_their_frames_by_hand():
+    """Video 7 has more frames of the wrong class, but surer ones of the right; the long one counts once."""
+    probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.4, 0.6], [0.8, 0.2], *[[0.7, 0.3]] * 6])
+    labels = np.array([0, 0, 0, 1, *[0] * 6])
+    found = scores.video_classification(labels, probabilities, np.array([7, 7, 7, 2, *[9] * 6]))
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert found["balanced_accuracy"] == pytest.approx(1 / 2)
+    assert found["frame_accuracy"] == pytest.approx(7 / 10)
+
+
+@hypothesis.given(
+    st.lists(st.tuples(st.integers(0, 4), st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=20)
+)
+def test_means_of_several_classes_are_those_of_a_loop(rows):
+    ids = np.array([row[0] for row in rows])
+    values = np.array([row[1:] for row in rows])
+    videos, means = scores.video_scores(values, ids)
+    for video, mean in zip(videos, means, strict=True):
+        np.testing.assert_allclose(mean, values[ids == video].mean(0), atol=1e-12)
+    np.testing.assert_allclose(scores.video_scores(values[:, 0], ids)[1], means[:, 0])

@@ -36,11 +36,16 @@ def read(source, frames, **options):
 def test_frames_of_every_video_are_evenly_spaced_by_hand(videos):
     rows, batches = read(videos, 5)
     # Middles of fifths: of 90 frames 9, 27, ...; of 25 frames 2.5, 7.5, ... cut down; all 3 of 3.
-    expected = [9, 27, 45, 63, 81] + [0, 1, 2] + [2, 7, 12, 17, 22] + [1, 3, 6, 8, 10]
+    expected = [9, 27, 45, 63, 81, 0, 1, 2, 2, 7, 12, 17, 22, 1, 3, 6, 8, 10]
     assert rows["step"].tolist() == expected
     assert [films.number(image) for image in rows["image"]] == expected
     assert rows["label"].tolist() == [0] * 8 + [1] * 10
-    assert [rows["episode"].tolist().count(video) for video in sorted({*rows["episode"].tolist()})] == [5, 3, 5, 5]
+    assert [rows["episode"].tolist().count(video) for video in sorted({*rows["episode"].tolist()})] == [
+        5,
+        3,
+        5,
+        5,
+    ]
     for index, step in zip(rows["index"], rows["step"], strict=True):
         assert videos.fields(int(index))["step"] == step
     assert sum(len(batch["mask"]) for batch in batches) == 24

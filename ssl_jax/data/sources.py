@@ -201,7 +201,7 @@ def choose_splits(
     share: int = 1,
     opened: Sequence[str] = SPLITS,
 ) -> dict[str, str]:
-    """Returns an expression for each split of `opened`: the data set's `own`, or cut from `train`; see `make`.
+    """Returns an expression for each split of `opened`: one of `own`, or cut from `train`; see `make`.
 
     Args:
         own: the splits that the data set has, `train` among them.

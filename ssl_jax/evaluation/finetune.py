@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy import special
 
 from ssl_jax.evaluation import scores
 from ssl_jax.evaluation.features import Batches
@@ -185,6 +186,7 @@ class Examples:
       test: likewise.
       image_size: (H, W).
       num_classes: labels are 0, ..., num_classes - 1.
+      by_video: videos are scored, which "episode" numbers in the batches, and not their frames.
     """
 
     train: Iterator[Mapping[str, np.ndarray]]
@@ -192,6 +194,7 @@ class Examples:
     test: Callable[[], Batches]
     image_size: tuple[int, int]
     num_classes: int
+    by_video: bool = False
 
 
 def finetune(
@@ -213,8 +216,9 @@ def finetune(
       mesh: devices that share every batch.
 
     Returns:
-      "accuracy", "balanced_accuracy" and "macro_f1" on the test examples (see `scores.classification`),
-      "validation_accuracy" and the "step" of the state that was scored.
+      "accuracy", "balanced_accuracy" and "macro_f1" on the test examples (see `scores.classification`; of
+      videos "frame_accuracy" as well, see `scores.video_classification`), "validation_accuracy" and the
+      "step" of the state that was scored.
 
     Raises:
       InputError: no layer `from_layer`, a batch that cannot be divided among the devices, or a loss that is
@@ -226,7 +230,8 @@ def finetune(
     state = jax.jit(create)(params)
     state = mesh_lib.replicate(state, mesh)
     step = jax.jit(functools.partial(train_step, encode, optimizer, rates))
-    answer = jax.jit(lambda params, images: logits(encode, params, images).argmax(-1))
+    answer = jax.jit(functools.partial(logits, encode))
+    score = functools.partial(_score, answer, mesh, examples.by_video)
     best, best_params, waited = {"accuracy": -1.0, "step": 0}, state.params, 0
     for number in range(1, protocol.steps + 1):
         watching.at_step(number)
@@ -241,23 +246,28 @@ def finetune(
             raise InputError(
                 f"the loss of fine-tuning is {loss} at step {number}; lower config.finetune.learning_rate"
             )
-        accuracy = _score(answer, state.params, examples.validation(), mesh)["accuracy"]
+        accuracy = score(state.params, examples.validation())["accuracy"]
         waited += 1
         if accuracy > best["accuracy"]:
             best, best_params, waited = {"accuracy": accuracy, "step": number}, state.params, 0
         if waited == protocol.patience:
             break
-    return _score(answer, best_params, examples.test(), mesh) | {
+    return score(best_params, examples.test()) | {
         "validation_accuracy": best["accuracy"],
         "step": best["step"],
     }
 
 
-def _score(answer, params, batches, mesh):
+def _score(answer, mesh, by_video, params, batches):
     """Answers on batches with masks: every example counts once, on any number of devices."""
-    labels, answers = [], []
+    labels, answers, videos = [], [], []
     for batch in batches:
+        mask = batch["mask"]
         given = np.asarray(answer(params, mesh_lib.shard_batch({"image": batch["image"]}, mesh)["image"]))
-        labels.append(batch["label"][batch["mask"]])
-        answers.append(given[batch["mask"]])
-    return scores.classification(np.concatenate(labels), np.concatenate(answers))
+        labels.append(batch["label"][mask])
+        answers.append(special.softmax(given[mask], -1) if by_video else given[mask].argmax(-1))
+        videos.append(batch["episode"][mask] if by_video else [])
+    labels, answers = np.concatenate(labels), np.concatenate(answers)
+    if by_video:
+        return scores.video_classification(labels, answers, np.concatenate(videos))
+    return scores.classification(labels, answers)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy import special
 
 from ssl_jax.evaluation import scores
 from ssl_jax.evaluation.features import Batches, FeatureFunction, collect
@@ -189,11 +190,17 @@ class SoftmaxProbe:
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Features [M, D] -> labels [R, M]."""
-        answers = []
+        answers = [logits.argmax(-1) for logits in self._logits(features)]
+        return self.classes[np.concatenate(answers, 1)]
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """Features [M, D] -> probabilities of `classes`, float32 [R, M, C]."""
+        return np.concatenate([special.softmax(logits, -1) for logits in self._logits(features)], 1)
+
+    def _logits(self, features: np.ndarray) -> Iterator[np.ndarray]:
         for start in range(0, len(features), 4096):
             inputs = _standardise(features[start : start + 4096], self.mean, self.scale)
-            answers.append(np.asarray(_answer({"kernel": self.kernels, "bias": self.biases}, inputs)))
-        return self.classes[np.concatenate(answers, 1)]
+            yield np.asarray(_logits({"kernel": self.kernels, "bias": self.biases}, inputs))
 
 
 def fit_softmax(features: np.ndarray, labels: np.ndarray, protocol: Protocol) -> SoftmaxProbe:
@@ -229,15 +236,10 @@ def _zeros(decays, width, classes):
     return {"kernel": jnp.zeros((decays, width, classes)), "bias": jnp.zeros((decays, classes))}
 
 
+@jax.jit
 def _logits(params, inputs):
     """Inputs [N, D] -> logits [R, N, C]."""
     return jnp.einsum("nd,rdc->rnc", inputs, params["kernel"]) + params["bias"][:, None]
-
-
-@jax.jit
-def _answer(params, inputs):
-    """Inputs [N, D] -> places of the classes, int [R, N]."""
-    return _logits(params, inputs).argmax(-1)
 
 
 def _objective(params, inputs, targets, weight_decays):
@@ -325,6 +327,7 @@ def classify(
     validation: tuple[np.ndarray, np.ndarray],
     test: tuple[np.ndarray, np.ndarray],
     protocol: Protocol,
+    videos: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> dict[str, float]:
     """Fits on one set of examples, chooses the weight decay on a second, and scores on a third.
 
@@ -333,19 +336,40 @@ def classify(
       validation: of equal accuracies the larger decay wins.
       test: labels that do not occur in train are always missed.
       protocol: of the fit.
+      videos: of which video each example of `validation` and of `test` is, int [N]: then videos count, and
+        not their frames.
 
     Returns:
-      "accuracy", "balanced_accuracy" and "macro_f1" (see `scores.classification`), and the "weight_decay".
+      "accuracy", "balanced_accuracy" and "macro_f1" (see `scores.classification`), and the "weight_decay";
+      of videos "frame_accuracy" as well (see `scores.video_classification`).
     """
     probe = fit_softmax(*train, protocol)
-    validated = (probe.predict(validation[0]) == validation[1][None]).mean(1)
+
+    def score(examples, video):
+        features, labels = examples
+        if video is None:
+            return [scores.classification(labels, answers) for answers in probe.predict(features)]
+        # Places among the classes seen in train; a label that is not among them is never given.
+        places = np.searchsorted(probe.classes, labels)
+        known = probe.classes[np.minimum(places, len(probe.classes) - 1)] == labels
+        places = np.where(known, places, len(probe.classes) + labels)
+        return [
+            scores.video_classification(places, answers, video) for answers in probe.probabilities(features)
+        ]
+
+    of_validation, of_test = videos or (None, None)
+    validated = [found["accuracy"] for found in score(validation, of_validation)]
     best = max(range(len(validated)), key=lambda r: (validated[r], protocol.weight_decays[r]))
-    answers = probe.predict(test[0])[best]
-    return scores.classification(test[1], answers) | {"weight_decay": protocol.weight_decays[best]}
+    return score(test, of_test)[best] | {"weight_decay": protocol.weight_decays[best]}
 
 
 def evaluate(
-    encoders: Mapping[str, FeatureFunction], splits: Mapping[str, Batches], label: str, protocol: Protocol
+    encoders: Mapping[str, FeatureFunction],
+    splits: Mapping[str, Batches],
+    label: str,
+    protocol: Protocol,
+    *,
+    by_video: bool = False,
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Classifies by the features of several encoders.
 
@@ -354,6 +378,7 @@ def evaluate(
       splits: "train", "validation", "test" -> batches with the field `label`, see `features.collect`.
       label: name of the field with the classes.
       protocol: of the fit.
+      by_video: videos are scored, which the field "episode" numbers, and not their frames.
 
     Yields:
       (encoder, scores), see `classify`.
@@ -364,4 +389,7 @@ def evaluate(
             (rows[split].features[encoder], rows[split].fields[label])
             for split in ("train", "validation", "test")
         )
-        yield encoder, classify(*sets, protocol)
+        videos = (
+            tuple(rows[split].fields["episode"] for split in ("validation", "test")) if by_video else None
+        )
+        yield encoder, classify(*sets, protocol, videos)

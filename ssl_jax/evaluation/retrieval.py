@@ -2,9 +2,9 @@
 
 The retrieval protocol of Büchler et al. 2018 and those before them: a query counts as found at k where one
 of its k nearest keys has its class. *Frames* are queries by themselves; a *clip* is the mean of the features
-of successive frames of one video; a *video* is the mean over all of its frames. A class is often told by
-the background alone, so where frames carry the state of a game there is a harder question, too: is a game
-in a similar *state* in the nearest frame of another episode of the same game?
+of successive frames of one video; a *video* is the mean over all of its frames that were read. A class is
+often told by the background alone, so where frames carry the state of a game there is a harder question, too:
+is a game in a similar *state* in the nearest frame of another episode of the same game?
 """
 
 import dataclasses
@@ -31,7 +31,8 @@ class Protocol:
 
     Attributes:
       top: values of k.
-      clip_frames: frames of a clip, successive ones of those that were read.
+      clip_frames: frames of a clip, at most. They follow each other in the video: where frames were left out
+        as it was read, there are no clips.
       state_bins: a state variable of more values is cut into so many bins, equally full of keys.
       min_entropy: a state variable of lower empirical entropy (nats, in the keys of a game) is dropped.
     """
@@ -163,16 +164,21 @@ def group_means(features: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, n
     return np.add.reduceat(ordered, starts) / size[:, None].astype(np.float32), first
 
 
-def clips(videos: np.ndarray, frames: int) -> np.ndarray:
-    """Cuts videos into clips: ids int [N] of the frames' videos -> ids int [N] of their clips.
+def clips(videos: np.ndarray, index: np.ndarray, frames: int) -> np.ndarray:
+    """Cuts videos into clips of successive frames.
 
-    Each `frames` successive frames of a video are a clip; its last one may be shorter.
+    Args:
+      videos: int [N], ids of the frames' videos.
+      index: int [N], ascending places of the frames in their split, where those of a video lie in order.
+      frames: of a clip; one at the end of a video, or before a frame that was not read, may be shorter.
+
+    Returns:
+      Ids of the clips, int [N], from 0.
     """
-    _, video, size = np.unique(videos, return_inverse=True, return_counts=True)
-    order = np.argsort(video, kind="stable")
-    place = np.empty(len(videos), int)
-    place[order] = np.arange(len(videos)) - np.repeat(np.cumsum(size) - size, size)
-    return video * (len(videos) // frames + 1) + place // frames
+    breaks = np.flatnonzero((np.diff(videos) != 0) | (np.diff(index) != 1)) + 1
+    length = np.diff(np.concatenate([[0], breaks, [len(videos)]]))
+    place = np.arange(len(videos)) - np.repeat(np.cumsum(length) - length, length)
+    return np.cumsum(place % frames == 0) - 1
 
 
 def evaluate(
@@ -191,7 +197,8 @@ def evaluate(
 
     Yields:
       (encoder, {"retrieval/frame/top1": ...}), and so on for each k of the protocol for which there are as
-      many keys; with videos also "retrieval/clip/top1" and "retrieval/video/top1"; with games also
+      many keys; with videos also "retrieval/video/top1" and, where there are clips of several frames,
+      "retrieval/clip/top1"; with games also
       "retrieval/state/top1" and "retrieval/state/chance", see `state_agreement`.
     """
     for encoder in queries.features:
@@ -202,6 +209,9 @@ def evaluate(
                 _units(unit, features, rows.fields, label, protocol.clip_frames)
                 for features, rows in zip(sides, (queries, keys), strict=True)
             )
+            alone = len(query.label) == len(sides[0]) or len(key.label) == len(sides[1])
+            if unit == "clip" and alone:  # the clips are single frames
+                continue
             top = tuple(k for k in protocol.top if k <= len(key.label))
             groups = (query.video, key.video) if _told_apart(queries, keys) else None
             _, index = nearest(query.features, key.features, max(top, default=1), groups)
@@ -237,7 +247,8 @@ def _units(unit, features, fields, label, clip_frames) -> _Units:
     videos = fields.get("episode", fields["index"])
     if unit == "frame":
         return _Units(features, fields[label], videos)
-    means, first = group_means(features, clips(videos, clip_frames) if unit == "clip" else videos)
+    groups = clips(videos, fields["index"], clip_frames) if unit == "clip" else videos
+    means, first = group_means(features, groups)
     return _Units(means, fields[label][first], videos[first])
 
 

@@ -39,15 +39,37 @@ def video_scores(frame_probabilities: np.ndarray, video_ids: np.ndarray) -> tupl
     Labels of frames become those of videos in the same way.
 
     Args:
-      frame_probabilities: float [N], N >= 1.
+      frame_probabilities: float [N, ...], N >= 1: of one class, or of several.
       video_ids: int [N], of which video each frame is.
 
     Returns:
-      The ids of the videos, in order, [V]; and the mean of each, float64 [V].
+      The ids of the videos, in order, [V]; and the mean of each, float64 [V, ...].
     """
-    videos, which = np.unique(video_ids, return_inverse=True)
-    sums = np.bincount(which, weights=np.asarray(frame_probabilities, np.float64))
-    return videos, sums / np.bincount(which)
+    videos, which, count = np.unique(video_ids, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(videos), *np.shape(frame_probabilities)[1:]))
+    np.add.at(sums, which, frame_probabilities)
+    return videos, sums / count.reshape(-1, *[1] * (sums.ndim - 1))
+
+
+def video_classification(
+    labels: np.ndarray, probabilities: np.ndarray, video_ids: np.ndarray
+) -> dict[str, float]:
+    """Scores answers on frames of videos, each of one class.
+
+    Args:
+      labels: int [N], of the frames.
+      probabilities: float [N, C], of the classes 0, ..., C - 1.
+      video_ids: int [N], of which video each frame is.
+
+    Returns:
+      The scores of `classification` of videos, which are answered by the mean probabilities of their frames
+      (Simonyan and Zisserman 2014, Sec. 4), and "frame_accuracy".
+    """
+    _, means = video_scores(probabilities, video_ids)
+    _, first = np.unique(video_ids, return_index=True)
+    return classification(labels[first], means.argmax(1)) | {
+        "frame_accuracy": float(np.mean(probabilities.argmax(1) == labels))
+    }
 
 
 def auc(labels: np.ndarray, probabilities: np.ndarray) -> float:

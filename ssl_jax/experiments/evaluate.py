@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ssl_jax.data import pipeline, sources
+from ssl_jax.data import pipeline, sources, whole_videos
 from ssl_jax.evaluation import finetune, linear_probe, retrieval, state_probe
 from ssl_jax.evaluation.features import Batches, FeatureFunction, Rows, collect
 from ssl_jax.experiments import pretrain
@@ -33,6 +33,7 @@ from ssl_jax.runtime import metrics as metrics_lib
 from ssl_jax.runtime.checkpoints import restore_raw
 from ssl_jax.runtime.errors import InputError
 
+SPLITS = ("train", "validation", "test")
 SAMPLES, NEIGHBOURS = 8, 6  # queries and their neighbours in a picture
 MAPPED = 1000  # examples in a map of the features, at most
 Scores = Iterable[tuple[str, Mapping[str, float]]]  # (encoder, {name: value})
@@ -45,27 +46,44 @@ class Data:
     Attributes:
       name: of the data set; None: that of the pre-training run.
       data_dir: where data sets are; None: where the run looked.
-      path, annotations: of a folder of pictures or videos, see `sources.make`.
+      path, annotations, fold: of a folder of pictures or videos, see `sources.make`; None: those of the run
+        if it is of the same data set.
+      splits: train, validation and test, see `sources.make`; None: those of the run if it is of the same data
+        set, else those that the data set has, or cut from its train. There is no `selection`, which nothing
+        here is chosen on.
+      image_size: height and width to which pictures are scaled and cropped; None: those of the run.
       label: field with the classes; None: "game" where there is one, else "label".
       batch_size: pictures per call of an encoder, over all devices.
-      train_examples, validation_examples, test_examples: how many are read, spread evenly over the split;
-        None: all. Fine-tuning learns from the whole of train.
+      train_examples, validation_examples, test_examples: how many pictures are read, or frames of games,
+        spread evenly over the split; None: all. Fine-tuning learns from the whole of train.
+      frames_per_video: of the data set `videos`, whose videos all count alike: as many evenly spaced frames
+        of each are read, and fine-tuning learns from a random one of each in an epoch.
+      max_videos: how many videos of a split are read, spread evenly over it; None: all.
     """
 
     name: str | None = None
     data_dir: str | None = None
     path: str | None = None
     annotations: str | None = None
+    fold: int | None = None
+    splits: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    image_size: tuple[int, int] | None = None
     label: str | None = None
     batch_size: int = 48
     train_examples: int | None = None
     validation_examples: int | None = None
     test_examples: int | None = None
+    frames_per_video: int = 10
+    max_videos: int | None = None
 
     def __post_init__(self):
-        for name in ("batch_size", "train_examples", "validation_examples", "test_examples"):
+        numbers = ("batch_size", *(f"{split}_examples" for split in SPLITS), "frames_per_video", "max_videos")
+        for name in numbers:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"config.data.{name} must be at least 1, not {getattr(self, name)}.")
+        for split in self.splits:
+            keys = [f"config.data.splits.{known}" for known in SPLITS]
+            config_lib.check_known("key", f"config.data.splits.{split}", keys)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -144,8 +162,9 @@ class Setup:
       seed: of the initialisation, and of the order in which examples are learned from.
       data: what the encoders are judged on.
       linear_probe, retrieval, finetune, state_probe: the evaluations.
-      run: the pre-training run.
+      run: the pre-training run, but with the data set that is judged on in its section `data`.
       run_config: its config.
+      same_data: whether the run was of the data set that is judged on.
     """
 
     checkpoint: Path
@@ -159,6 +178,12 @@ class Setup:
     state_probe: StateProbe
     run: pretrain.Setup
     run_config: ml_collections.ConfigDict
+    same_data: bool
+
+    @property
+    def by_video(self) -> bool:
+        """Whether videos are judged, and not pictures or frames."""
+        return self.run.data.name == "videos"
 
 
 def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
@@ -190,7 +215,8 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
     if values["checkpoint"] is None:
         raise InputError("give the work directory of a pre-training run by --config.checkpoint=DIR.")
     directory = Path(values["checkpoint"])
-    run_config, run = read_run(directory, sections["data"])
+    run_config = read_run(directory)
+    same_data, run = build_run(directory, run_config, sections["data"])
     layers = run.network.encoder.layers
     asked = {
         "config.linear_probe.layers": sections["linear_probe"].layers,
@@ -210,14 +236,15 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         **sections,
         run=run,
         run_config=run_config,
+        same_data=same_data,
     )
 
 
-def read_run(directory: Path, data: Data) -> tuple[ml_collections.ConfigDict, pretrain.Setup]:
-    """The config of a pre-training run and what it builds, with other data where those are given.
+def read_run(directory: Path) -> ml_collections.ConfigDict:
+    """The config of a pre-training run.
 
     Raises:
-      InputError: there is no such run, or its config is of another experiment or cannot be used.
+      InputError: there is no such run, or its config is of another experiment.
     """
     path = directory / config_lib.CONFIG_FILE
     if not path.is_file():
@@ -230,16 +257,73 @@ def read_run(directory: Path, data: Data) -> tuple[ml_collections.ConfigDict, pr
             f"{directory} is a run of {config.get('experiment')!r}; only those of 'pretrain' have an encoder "
             "to evaluate."
         )
-    names = ("name", "data_dir", "path", "annotations")
-    given = {name: getattr(data, name) for name in names if getattr(data, name) is not None}
-    if data.name is not None:  # Another data set lies elsewhere.
-        given = {"path": None, "annotations": None} | given
+    return config
+
+
+def build_run(directory: Path, config: ml_collections.ConfigDict, data: Data) -> tuple[bool, pretrain.Setup]:
+    """Whether a run was of the data set that it is judged on, and what it is, with that data set.
+
+    Raises:
+      InputError: the config of the run cannot be used.
+    """
     try:
-        with config.unlocked():
-            config.data.update(given)
-        return config, pretrain.setup_from_config(config)
+        trained_on = pretrain.setup_from_config(config).data
+        same, judged_on = data_config(trained_on, data)
+        replaced = config.to_dict()
+        replaced["data"] |= judged_on
+        return same, pretrain.setup_from_config(ml_collections.ConfigDict(replaced))
     except InputError as error:
         raise InputError(f"the config of the run in {directory} cannot be used: {error}") from None
+
+
+def data_config(trained_on: pretrain.Data, data: Data) -> tuple[bool, dict[str, Any]]:
+    """Whether a run was of the data set that it is judged on, and the keys of its section `data` to replace.
+
+    Nothing that tells how one data set is divided is taken over to another one: a run on ImageNet, say, whose
+    `test` has no labels, was tested on `validation`.
+
+    Raises:
+      InputError: a fold of data that have none.
+    """
+    asked = {name: getattr(data, name) for name in ("data_dir", "fold", "image_size")}
+    options = {name: value for name, value in asked.items() if value is not None}
+    if "fold" in options and (data.name or trained_on.name) != "videos":
+        raise InputError(
+            f"config.data.fold={data.fold} is of the official splits of videos, see config.data.annotations, "
+            f"and {data.name or trained_on.name} has none."
+        )
+    where = {name: getattr(data, name) for name in ("name", "path", "annotations")}
+    differs = {name for name, value in where.items() if value not in (None, getattr(trained_on, name))}
+    if not differs:
+        return True, options
+    if "name" in differs:
+        kept = {"name": data.name, "path": data.path, "annotations": data.annotations}
+    elif "path" in differs:
+        kept = {"path": data.path, "annotations": data.annotations}
+    else:
+        kept = {"annotations": data.annotations}
+    return False, {"fold": 1, "splits": {}} | kept | options
+
+
+def open_data(setup: Setup) -> sources.Sources:
+    """The data set that the encoders are judged on, with its splits.
+
+    Raises:
+      InputError: there is no such data set, or its splits are unknown, empty, or share examples.
+    """
+
+    def open_with(splits):
+        data = dataclasses.replace(setup.run.data, splits=splits)
+        return pretrain.open_data(dataclasses.replace(setup.run, data=data), SPLITS)
+
+    given = {split: text for split, text in setup.data.splits.items() if text}
+    if not setup.same_data:
+        return open_with(given)
+    data = pretrain.open_data(setup.run)
+    if given or setup.data.fold not in (None, setup.run_config.data.get("fold", 1)):
+        logging.warning("%s was divided otherwise in training: the encoder may have seen test examples, "
+                        "without labels", data.name)  # fmt: skip
+    return open_with(dict(data.splits) | given) if given else data
 
 
 # --- The encoders
@@ -338,6 +422,7 @@ class Surroundings:
     Attributes:
       data: the data set.
       label: its field with the classes.
+      by_video: whether videos are judged, and not pictures or frames.
       encoders: name -> variables, see `load_encoders`; on every device.
       mesh: devices that share every batch.
       workdir: where pictures go.
@@ -346,6 +431,7 @@ class Surroundings:
 
     data: sources.Sources
     label: str
+    by_video: bool
     encoders: dict[str, dict[str, Any]]
     mesh: jax.sharding.Mesh
     workdir: Path
@@ -372,7 +458,7 @@ def open_surroundings(setup: Setup, encoders: Mapping[str, dict[str, Any]], work
             f"config.data.batch_size={setup.data.batch_size} and config.finetune.batch_size="
             f"{setup.finetune.batch_size} must be multiples of the {mesh.size} devices."
         )
-    data = pretrain.open_data(setup.run)
+    data = open_data(setup)
     fields = dict(data.features)
     label = setup.data.label or ("game" if "game" in fields else "label")
     if not hasattr(fields.get(label), "num_classes"):
@@ -384,6 +470,7 @@ def open_surroundings(setup: Setup, encoders: Mapping[str, dict[str, Any]], work
     return Surroundings(
         data=data,
         label=label,
+        by_video=setup.by_video,
         encoders={name: mesh_lib.replicate(variables, mesh) for name, variables in encoders.items()},
         mesh=mesh,
         workdir=workdir,
@@ -392,15 +479,38 @@ def open_surroundings(setup: Setup, encoders: Mapping[str, dict[str, Any]], work
 
 
 def open_split(setup: Setup, around: Surroundings, split: str, fields: tuple[str, ...]) -> Batches:
-    """Batches of a split; every example once, padding under `mask`."""
+    """Batches of a split; every example once, padding under `mask`. Of videos: frames, with "episode".
+
+    Raises:
+      InputError: while batches are read, for an example without a class.
+    """
+    by_video = around.by_video
     options = pipeline.EvaluationOptions(
         batch_size=setup.data.batch_size,
         image_size=setup.run.data.image_size,
         min_size=setup.run.data.min_size,
-        limit=getattr(setup.data, f"{split}_examples"),
+        limit=setup.data.max_videos if by_video else getattr(setup.data, f"{split}_examples"),
         skipped=around.skipped,
     )
-    return pipeline.evaluation_batches(around.data.open(split, fields), options)
+    source = around.data.open(split, tuple(dict.fromkeys((*fields, *(["episode"] if by_video else [])))))
+    if by_video:
+        batches = whole_videos.evaluation_frames(source, setup.data.frames_per_video, options)
+    else:
+        batches = pipeline.evaluation_batches(source, options)
+    for batch in batches:
+        if around.label in fields:
+            check_labelled(around, split, batch[around.label][batch["mask"]])
+        yield batch
+
+
+def check_labelled(around: Surroundings, split: str, labels: np.ndarray) -> None:
+    """Raises InputError for a label of -1, as public test splits have whose classes are kept secret."""
+    if (labels < 0).any():
+        raise InputError(
+            f"{split} ({around.data.splits[split]}) of {around.data.name} has examples without a class "
+            f"({around.label} is {labels.min()}); name a split that has classes by "
+            f"--config.data.splits.{split}=SPLIT."
+        )
 
 
 def cells(grid: tuple[int, int]) -> Callable[[jax.Array], jax.Array]:
@@ -426,14 +536,16 @@ def feature_functions(
 
 
 def probe_layers(setup: Setup, around: Surroundings) -> Scores:
-    """Linear classifiers: linear_probe/LAYER/accuracy, balanced_accuracy, macro_f1 and weight_decay."""
+    """Linear classifiers: linear_probe/LAYER/accuracy and so on, see `linear_probe.classify`."""
     for layer in setup.linear_probe.layers or setup.run.network.encoder.layers:
         encoders = feature_functions(setup, around, layer, cells(probe_grid(setup, layer)))
         splits = {
             split: open_split(setup, around, split, (around.label,))
             for split in ("train", "validation", "test")
         }
-        found = linear_probe.evaluate(encoders, splits, around.label, setup.linear_probe)
+        found = linear_probe.evaluate(
+            encoders, splits, around.label, setup.linear_probe, by_video=setup.by_video
+        )
         for encoder, scores in found:
             yield encoder, {f"linear_probe/{layer}/{name}": value for name, value in scores.items()}
 
@@ -523,19 +635,21 @@ def finetune_encoders(setup: Setup, around: Surroundings) -> Scores:
         min_size=setup.run.data.min_size,
         max_bad_share=setup.run.data.max_bad_share,
     )
+    open_train = whole_videos.train_frames if setup.by_video else pipeline.train_batches
     for name, variables in around.encoders.items():
 
         def encode(params, images, variables=variables):
             everything = network_variables(variables | {"params": params})
             return pretrain.feature_function(setup.run, everything, cells(protocol.pool))(images)
 
-        batches = pipeline.train_batches(around.data.open("train"), options)
+        batches = open_train(around.data.open("train"), options)
         examples = finetune.Examples(
-            train=with_labels(batches, around.data.open("train", (around.label,)), around.label),
+            train=with_labels(batches, around),
             validation=functools.partial(labelled_split, setup, around, "validation"),
             test=functools.partial(labelled_split, setup, around, "test"),
             image_size=setup.run.data.image_size,
             num_classes=len(around.data.class_names(around.label)),
+            by_video=setup.by_video,
         )
         try:
             scores = finetune.finetune(
@@ -546,10 +660,15 @@ def finetune_encoders(setup: Setup, around: Surroundings) -> Scores:
         yield name, {f"finetune/{score}": value for score, value in scores.items()}
 
 
-def with_labels(batches: pipeline.TrainBatches, source: sources.Source, label: str) -> Iterator[dict]:
-    """Adds to batches of a split what its examples are: {"image", "index", "label": int [B]}."""
+def with_labels(batches: pipeline.TrainBatches, around: Surroundings) -> Iterator[dict]:
+    """Adds to batches of train what their examples are: {"image", "index", "label": int [B]}."""
+    source = around.data.open("train", (around.label,))
+    if around.by_video:
+        source = whole_videos.Videos(source)
     for batch in batches:
-        yield batch | {"label": np.array([source[int(index)][label] for index in batch["index"]])}
+        labels = np.array([source.fields(int(index))[around.label] for index in batch["index"]])
+        check_labelled(around, "train", labels)
+        yield batch | {"label": labels}
 
 
 def labelled_split(setup: Setup, around: Surroundings, split: str) -> Batches:
@@ -596,6 +715,13 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         **metrics_lib.provenance(config, stopwatch.seconds),
         "checkpoint": {"directory": setup.checkpoint, "which": setup.which, "step": step},
         "run": setup.run_config.to_dict(),
+        "data": {
+            "name": around.data.name,
+            "splits": dict(around.data.splits),
+            "same_as_in_training": setup.same_data,
+            "unit": "video" if setup.by_video else "picture",
+            "frames_per_video": setup.data.frames_per_video if setup.by_video else None,
+        },
         "label": around.label,
         "final": evaluations[asked],
         "evaluations": evaluations,

@@ -453,10 +453,10 @@ def measure_priors(
     return state.replace(prior=prior)
 
 
-def open_data(setup: Setup) -> sources.Sources:
-    """The data set, built if it is the embedded one."""
-    splits = {split: text for split, text in setup.data.splits.items() if text}
+def open_data(setup: Setup, opened: Sequence[str] = sources.SPLITS) -> sources.Sources:
+    """The data set with the splits that will be opened; built if it is the embedded one."""
     data = setup.data
+    splits = {split: text for split, text in data.splits.items() if text}
     return sources.make(
         name=data.name,
         data_dir=data.data_dir,
@@ -464,6 +464,7 @@ def open_data(setup: Setup) -> sources.Sources:
         annotations=data.annotations,
         fold=data.fold,
         splits=splits,
+        opened=opened,
     )
 
 

@@ -38,11 +38,19 @@ def summary(run: page.Run) -> Iterator[str]:
     step = checkpoint.get("step")
     at = "as initialised" if step is None else f"at step {step:,}"
     label = run.results.get("label")
+    data = run.part("data")
     yield (
         f"<p class=lead>The frozen encoder of {page.escape(checkpoint.get('directory', 'a run'))}, {at}"
         + (f"; classes: {page.escape(label)}" if label else "")
         + ".</p>"
     )
+    if data:
+        splits = ", ".join(f"{split} is {text}" for split, text in (data.get("splits") or {}).items())
+        units = "" if data.get("unit") != "video" else (
+            f" Scores are of videos, {data.get('frames_per_video')} evenly spaced frames of each; a video is "
+            "answered by the mean over its frames."
+        )  # fmt: skip
+        yield f"<p>Data: {page.escape(data.get('name'))}; {page.escape(splits)}.{page.escape(units)}</p>"
     yield page.unfinished(run)
     yield f"<div class=numbers>{''.join(_number_tiles(run))}</div>"
 
