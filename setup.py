@@ -26,27 +26,28 @@ setup(
         "numpy",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
-        "pandas<3",  # rliable's own dependency arch does not import with pandas 3
         "pillow",
         "rich",
-        "rliable",
         "safetensors>=0.8",
         "scikit-learn",
+        "scipy",
         "tensorboardX",
         "tensorflow-datasets>=4.9.10",
     ],
     extras_require={
         "faces": ["opencv-python-headless<5"],  # config.data.crop=face of configs/deepfake.py
         "hdf5": ["h5py"],  # weights that Caffe wrote
+        "notebooks": ["ipykernel", "jupytext", "pandas"],  # colabs/
         "slurm": ["submitit>=1.5"],  # launch/slurm.py
         "test": [
             "h5py",
             "hypothesis",
             "import-linter",
-            "ipykernel",  # this and the next two for the notebooks in colabs/
+            "ipykernel",  # this, jupytext, nbclient and pandas for the notebooks in colabs/
             "jupytext",
             "nbclient",
             "opencv-python-headless<5",
+            "pandas",
             "pytest",
             "pytest-xdist",
             "ruff",

@@ -38,7 +38,7 @@ if importlib.util.find_spec("ssl_jax") is None:  # on Colab: say here where your
     repository = "https://github.com/OWNER/ssl_jax"
     get_ipython().system(f"git clone --quiet {repository} ssl_jax")
     get_ipython().run_line_magic("cd", "-q ssl_jax")
-    get_ipython().run_line_magic("pip", "install --quiet -e .")
+    get_ipython().run_line_magic("pip", "install --quiet -e .[notebooks]")
 
 # %%
 # %matplotlib inline

@@ -149,41 +149,34 @@ def test_full_games_of_the_real_emulator_are_in_raw_score():
 # --- Numbers
 
 
-def test_summary_by_hand():
-    summary = atari_return.summarize(np.array([1.0, 2.0, 3.0, 6.0]))
+def test_summary_of_one_agent_by_hand():
+    summary = atari_return.summarize(np.array([[1.0, 2.0, 3.0, 6.0]]))
     assert summary["return_mean"] == 3
     assert summary["return_median"] == 2.5
     assert summary["return_std"] == pytest.approx(np.sqrt(3.5))  # (4 + 1 + 0 + 9) / 4
-    assert (summary["return_min"], summary["return_max"], summary["episodes"]) == (1, 6, 4)
+    assert (summary["return_min"], summary["return_max"]) == (1, 6)
+    assert (summary["interval_over"], summary["episodes"], summary["seeds"]) == ("episodes", 4, 1)
+    assert 1 < summary["return_low"] < 3 < summary["return_high"] < 6
     assert set(summary) == {f"return_{n}" for n in ("mean", "std", "low", "high", "median", "min", "max")} | {
-        "episodes"
-    }
-    assert all(type(value) in (float, int) for value in summary.values())
+        "episodes", "seeds", "interval_over"}  # fmt: skip
+    assert all(type(value) in (float, int, str) for value in summary.values())
 
 
-def test_the_interval_is_that_of_the_mean():
-    returns = np.random.default_rng(0).normal(10, 4, size=100)
+def test_summary_of_several_agents_has_the_interval_over_their_means():
+    """500 games of 5 agents are five independent numbers, not 500: their spread is what another agent has."""
+    key = np.random.default_rng(0)
+    of_agents = np.array([10.0, 12, 14, 16, 18])
+    returns = of_agents[:, None] + key.normal(size=(5, 100))
+    returns += of_agents[:, None] - returns.mean(1, keepdims=True)  # so that the means are exact
     summary = atari_return.summarize(returns)
-    margin = 1.96 * returns.std() / 10  # the normal approximation is good at 100 episodes
-    assert summary["return_low"] == pytest.approx(returns.mean() - margin, abs=0.1)
-    assert summary["return_high"] == pytest.approx(returns.mean() + margin, abs=0.1)
+    assert summary["return_mean"] == pytest.approx(14)
+    half = 2.776445 * np.sqrt(10 / 5)  # t with 4 degrees of freedom; variance of the means 10
+    assert (summary["return_low"], summary["return_high"]) == pytest.approx((14 - half, 14 + half), abs=1e-4)
+    assert (summary["interval_over"], summary["episodes"], summary["seeds"]) == ("seeds", 100, 5)
+    assert summary["return_iqm"] == pytest.approx(14)  # of 12, 14 and 16
+    pooled = atari_return.summarize(returns.reshape(1, -1))
+    assert pooled["return_high"] - pooled["return_low"] < half / 3
     assert summary == atari_return.summarize(returns)
-    assert summary["return_low"] != atari_return.summarize(returns, seed=1)["return_low"]
-
-
-def test_the_interval_covers_the_true_mean_about_as_often_as_it_says():
-    rng = np.random.default_rng(1)
-    inside = 0
-    for _ in range(150):
-        summary = atari_return.summarize(rng.exponential(5, size=60))
-        inside += summary["return_low"] <= 5 <= summary["return_high"]
-    assert 0.87 <= inside / 150 <= 0.99
-
-
-def test_equal_scores_have_no_interval_to_speak_of():
-    summary = atari_return.summarize(np.full(5, -21.0))
-    assert summary["return_low"] == summary["return_high"] == summary["return_mean"] == -21
-    assert atari_return.summarize(np.array([7.0]))["return_high"] == 7
 
 
 def test_reference_scores_are_those_of_the_paper():

@@ -135,7 +135,7 @@ def test_smoke_fills_its_work_directory(uninterrupted):
     assert scores["agents"]["last"]["step"] == STEPS
     assert scores["agents"]["best"]["step"] in ([120], [240], 120, 240)
     assert results["final"]["eval/return_mean"] == scores["agents"]["last"]["return_mean"]
-    assert "seeds" not in scores
+    assert {agent["interval_over"] for agent in scores["agents"].values()} == {"episodes"}
     assert "Pong" in (workdir / "report.html").read_text()
 
 
@@ -389,15 +389,17 @@ def test_two_seeds_give_scores_of_each_and_an_interval(tmp_path):
     }
     results = run_here(tmp_path, **overrides)
     scores = json.loads((tmp_path / "results.json").read_text())["scores"]
-    assert scores["seeds"].keys() == {"last", "best"}
-    for seeds in scores["seeds"].values():
-        assert seeds["interval_low"] <= seeds["mean"] <= seeds["interval_high"]
-        assert seeds["iqm_low"] <= seeds["iqm"] <= seeds["iqm_high"]
+    over = {name: agent["interval_over"] for name, agent in scores["agents"].items()}
+    assert over == {"last": "seeds", "best": "seeds", "random": "episodes"}
     for agent in scores["agents"].values():
         assert np.shape(agent["returns"]) == (2, 4)
+        assert agent["return_low"] <= agent["return_mean"] <= agent["return_high"]
+    means = np.mean(scores["agents"]["last"]["returns"], 1)
+    half = 12.7062 * abs(means[0] - means[1]) / 2  # t with one degree of freedom
+    assert results["final"]["eval/return_high"] == pytest.approx(means.mean() + half, rel=1e-4)
     assert len(scores["agents"]["best"]["step"]) == 2
     last = scores["agents"]["last"]["returns"]
-    assert scores["seeds"]["last"]["mean"] == pytest.approx(np.mean(last))
+    assert scores["agents"]["last"]["return_mean"] == pytest.approx(np.mean(last))
     assert results["auxiliary"] == {"name": "rotation", "num_classes": 4, "schedule": "joint"}
     lines = metrics_lib.read(tmp_path / "metrics.jsonl")
     of_updates = next(line for line in reversed(lines) if "train/q_loss" in line)

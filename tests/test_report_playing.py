@@ -64,7 +64,8 @@ def score(mean: float, step: int | list[int], episodes: int = 100) -> dict:
     names = ("std", "median", "min", "max")
     ends = {"return_mean": mean, "return_low": mean - 0.516, "return_high": mean + 0.5}
     others = {f"return_{name}": 1.0 for name in names}
-    return {"step": step, **ends, **others, "episodes": episodes, "returns": [[mean] * 3]}
+    over = {"interval_over": "episodes", "seeds": 1}
+    return {"step": step, **ends, **others, **over, "episodes": episodes, "returns": [[mean] * 3]}
 
 
 def results(seeds: int, protocol: dict) -> dict:
@@ -73,8 +74,8 @@ def results(seeds: int, protocol: dict) -> dict:
     scores = {"protocol": protocol | {"frames_trained": 4 * STEPS}, "agents": agents}
     scores["reference"] = atari_return.REFERENCE[protocol["game"]]
     if seeds > 1:
-        over = {"mean": 16.4, "interval_low": 11.25, "interval_high": 18.0, "iqm": 17.0}
-        scores["seeds"] = {"last": over, "best": over}
+        over = {"return_low": 11.25, "return_high": 18.0, "interval_over": "seeds", "seeds": seeds}
+        agents |= {name: agents[name] | over for name in ("last", "best")}
     return {
         "command": COMMAND,
         "protocol": CONFIG,
@@ -178,17 +179,17 @@ def test_page_has_every_section_and_loads_nothing(report):
 def test_numbers_appear_as_formatted(report):
     text = text_of(report)
     assert "Dueling double DQN on Pong with the auxiliary task sequence (alternate)." in text
-    assert "Score, last agent 16.46 15.94 to 16.96 · 100 episodes" in text
-    assert "Score, best agent 17.50 16.98 to 18.00 · 100 episodes" in text
-    assert "Random agent −20.71 −21.23 to −20.21 · 100 episodes" in text
+    assert "Score, last agent 16.46 15.94 to 16.96 over 100 episodes" in text
+    assert "Score, best agent 17.50 16.98 to 18.00 over 100 episodes" in text
+    assert "Random agent −20.71 −21.23 to −20.21 over 100 episodes" in text
     assert "Human −3.00 the paper's; protocol not stated" in text
     assert "Frames trained 160,000 40,000 agent steps of one agent" in text
     assert "Wall time 2 h 3 min" in text
     assert re.search(r"41\d agent steps/s", text)
     assert "12.3 % of the time went into waiting for the games" in text
     assert "among 24 classes" in text
-    assert "last agent 16.46 15.94 to 16.96 100 40,000" in text
-    assert "best agent 17.50 16.98 to 18.00 100 36,000" in text
+    assert "last agent 16.46 15.94 to 16.96 100 episodes 40,000" in text
+    assert "best agent 17.50 16.98 to 18.00 100 episodes 36,000" in text
     paper = text.partition("From the paper, protocol not stated")[2]
     assert paper.startswith(" random agent −21.00 – – – human −3.00 – – – world record 21.00 – – – DQN 20.00")
     assert "DQN with sequence 18.20 – – –" in paper
@@ -201,8 +202,9 @@ def test_numbers_appear_as_formatted(report):
 def test_several_seeds_carry_the_interval_over_seeds(tmp_path):
     text = text_of(page.build(make_run(tmp_path / "run", seeds=3)))
     assert "sequence (alternate), 3 seeds." in text
-    assert "Score, last agent 16.46 11.25 to 18.00 over seeds" in text
-    assert "best agent 17.50 16.98 to 18.00 11.25 to 18.00 100 28,000 to 40,000" in text
+    assert "Score, last agent 16.46 11.25 to 18.00 over 3 seeds of 100 episodes" in text
+    assert "best agent 17.50 11.25 to 18.00 3 seeds of 100 episodes 28,000 to 40,000" in text
+    assert "random agent −20.71 −21.23 to −20.21 100 episodes 0" in text
     assert "This is one run" not in text
 
 
@@ -316,6 +318,14 @@ def test_returns_hold_the_given_data_and_only_references_in_range():
     assert axes.get_ylim()[1] > 19
 
 
+def test_interval_far_wider_than_the_scores_does_not_flatten_them():
+    """As Student's t interval over two seeds, 12.7 standard errors to each side."""
+    figure = figures.returns(
+        {"a": ([0, 10], [0.0, 8.0])}, bands={"a": ([0, 10], [-60.0, -50.0], [60.0, 66.0])}
+    )
+    assert figure.axes[0].get_ylim() == (-8, 16)
+
+
 def test_curves_take_another_count_and_a_logarithmic_scale():
     (axes,) = figures.curves({"a": ([0, 1], [1, 10])}, ylabel="y", xlabel="episodes", log=True).axes
     assert (axes.get_xlabel(), axes.get_yscale()) == ("episodes", "log")
@@ -387,9 +397,9 @@ def compared(tmp_path_factory, run) -> Path:
 def test_comparison_shows_both_runs(compared):
     text = text_of(compared)
     assert "2 runs of Pong, compared." in text
-    row = "sequence (alternate) 16.46 15.94 to 16.96 17.50 16.98 to 18.00 40,000 2 h 3 min"
-    assert f"pong {row}" in text
-    assert "other sequence (alternate) 16.46 11.25 to 18.00 over 3 seeds" in text
+    row = "16.46 15.94 to 16.96 over 100 episodes 17.50 16.98 to 18.00 over 100 episodes 40,000 2 h 3 min"
+    assert f"pong sequence (alternate) {row}" in text
+    assert "other sequence (alternate) 16.46 11.25 to 18.00 over 3 seeds of 100 episodes" in text
     assert "human −3.00" in text
     assert text.count(COMMAND) == 2
     parsed = Page(compared.read_text())

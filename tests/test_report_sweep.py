@@ -112,27 +112,6 @@ def rows_of(workdir: Path) -> dict[tuple[str, str], dict]:
 # Numbers.
 
 
-def test_interval_by_hand():
-    # Deviation sqrt(2.5) and the 97.5 % quantile 2.776445 of t with 4 degrees of freedom, from a table.
-    found = sweep.estimate([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert found["mean"] == 3
-    assert found["n"] == 5
-    assert found["high"] - 3 == pytest.approx(2.776445 * np.sqrt(2.5 / 5), abs=1e-5)
-    assert 3 - found["low"] == pytest.approx(found["high"] - 3)
-    assert sweep.estimate([2.0, 2.0]) == {"mean": 2.0, "low": 2.0, "high": 2.0, "n": 2}
-    assert sweep.estimate([2.0]) == {"mean": 2.0, "low": None, "high": None, "n": 1}
-
-
-def test_the_interval_covers_the_mean_where_the_bootstrap_does_not():
-    key = np.random.default_rng(0)
-    samples = key.normal(size=(1500, 5))
-    covered = [found["low"] <= 0 <= found["high"] for found in map(sweep.estimate, samples)]
-    assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
-    resampled = samples[:, key.integers(5, size=(1000, 5))].mean(2)  # [1500, 1000]
-    low, high = np.percentile(resampled, (2.5, 97.5), axis=1)
-    assert np.mean((low <= 0) & (high >= 0)) == pytest.approx(0.83, abs=0.02)
-
-
 def test_what_was_learned_by_category_also_along_another_axis(workdir):
     learned = "learned/small_object_localization"
     rows = rows_of(workdir)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from ssl_jax import statistics
 from ssl_jax.atari.environments import Environments
 from ssl_jax.runtime import watching
 
@@ -31,7 +32,6 @@ REFERENCE = {
         "sequence": 14.9,
     },
 }
-RESAMPLES = 10_000  # of the bootstrap: the interval's ends then hardly depend on its seed
 
 
 class Games(NamedTuple):
@@ -90,53 +90,36 @@ def play(
     return Games(np.array(returns, np.float64), np.array(lengths), shown)
 
 
-def summarize(returns: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """Describes scores.
+def summarize(returns: np.ndarray) -> dict[str, float | int | str]:
+    """Describes the scores of one agent, or of several that were trained with different seeds.
 
     Args:
-      returns: float [E], E >= 1.
-      seed: of the bootstrap.
+      returns: float [S, E], of E >= 1 episodes of each of S >= 1 agents.
 
     Returns:
-      "return_mean"; "return_low" and "return_high", the 95 % percentile bootstrap interval of the mean
-      (Efron and Tibshirani 1993, Chapter 13): how far it may be off because only E episodes were played,
-      not how far another training run would be; "return_std" (of these episodes, divisor E),
-      "return_median", "return_min", "return_max" and "episodes".
+      "return_mean"; "return_low" and "return_high", its 95 % interval; "interval_over", what that is over:
+      "episodes" of one agent, by the percentile bootstrap: how far the mean may be off because only so many
+      were played, not how far another training run would be; or "seeds", by Student's t over the means of
+      the agents. "return_std" (divisor S E), "return_median", "return_min" and "return_max" of all episodes;
+      "episodes" of an agent and "seeds", their numbers; of several agents also "return_iqm", the
+      interquartile mean of their means.
     """
     returns = np.asarray(returns, np.float64)
-    draws = np.random.default_rng(seed).integers(len(returns), size=(RESAMPLES, len(returns)))
-    low, high = np.percentile(returns[draws].mean(1), (2.5, 97.5))
+    seeds, episodes = returns.shape
+    if seeds > 1:
+        over = statistics.t_interval(returns.mean(1))
+        interval = {"return_low": over["low"], "return_high": over["high"], "interval_over": "seeds"}
+        interval["return_iqm"] = statistics.interquartile_mean(returns.mean(1))
+    else:
+        low, high = statistics.bootstrap_interval(returns[0])
+        interval = {"return_low": low, "return_high": high, "interval_over": "episodes"}
     return {
         "return_mean": float(returns.mean()),
+        **interval,
         "return_std": float(returns.std()),
-        "return_low": float(low),
-        "return_high": float(high),
         "return_median": float(np.median(returns)),
         "return_min": float(returns.min()),
         "return_max": float(returns.max()),
-        "episodes": len(returns),
-    }
-
-
-def seed_interval(returns: np.ndarray) -> dict[str, float]:
-    """How far another training would be off: returns [S, episodes] -> mean, IQM and interval over seeds.
-
-    Agarwal et al., "Deep reinforcement learning at the edge of the statistical precipice", NeurIPS 2021:
-    95 % percentile bootstrap over the seeds' mean scores.
-    """
-    # Here, for they take seconds to import.
-    from rliable import library as rliable
-    from rliable import metrics as rliable_metrics
-
-    scores = {"agent": returns.mean(1)[:, None]}  # [seeds, games]
-    estimate = lambda x: np.array([rliable_metrics.aggregate_mean(x), rliable_metrics.aggregate_iqm(x)])
-    points, intervals = rliable.get_interval_estimates(scores, estimate, reps=2000)
-    (mean, iqm), (low, high) = points["agent"], intervals["agent"]
-    return {
-        "mean": float(mean),
-        "interval_low": float(low[0]),
-        "interval_high": float(high[0]),
-        "iqm": float(iqm),
-        "iqm_low": float(low[1]),
-        "iqm_high": float(high[1]),
+        "episodes": episodes,
+        "seeds": seeds,
     }

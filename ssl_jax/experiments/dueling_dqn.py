@@ -1119,7 +1119,7 @@ def evaluate_beside(
     """Scores the agents as they are; keeps those that are better than ever."""
     games = play_games(setup, player, state.agent.params, EVALUATION, agent_step, setup.evaluation.episodes)
     means = games.returns.mean(1)
-    summary = atari_return.summarize(games.returns.reshape(-1))
+    summary = atari_return.summarize(games.returns)
     scores = {f"eval/{name}": summary[name] for name in ("return_mean", "return_low", "return_high")}
     if setup.num_seeds > 1:
         scores |= {f"eval/return_seed_{i}": mean for i, mean in enumerate(means)}
@@ -1180,20 +1180,20 @@ def final_scores(setup: Setup, around: Surroundings, state: State, agent_step: i
         games["best"] = play_games(setup, player, agent.best_params, FINAL, 0, episodes)
     steps = {"last": agent_step, "best": best_step.tolist(), "random": 0}
     trained = agent_step * setup.protocol.frame_skip
+    returns_of = {name: found.returns for name, found in games.items()}
+    returns_of["random"] = returns_of["random"].reshape(1, -1)  # there is but one random agent
     scores = {
         "protocol": dataclasses.asdict(dataclasses.replace(setup.protocol, frames_trained=trained)),
         "agents": {
             name: {
                 "step": steps[name],
-                **atari_return.summarize(games[name].returns.reshape(-1)),
+                **atari_return.summarize(returns_of[name]),
                 "returns": games[name].returns.tolist(),
             }
             for name in ("last", "best", "random")
         },
         "reference": atari_return.REFERENCE.get(setup.protocol.game, {}),
     }
-    if setup.num_seeds > 1:
-        scores["seeds"] = {name: atari_return.seed_interval(games[name].returns) for name in ("last", "best")}
     if video:
         directory = around.workdir / "figures"
         directory.mkdir(exist_ok=True)

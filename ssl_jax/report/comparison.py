@@ -181,12 +181,9 @@ def _has_reference(run: page.Run) -> bool:
 
 
 def _interval(run: page.Run, name: str) -> str:
-    over = (run.part("scores").get("seeds") or {}).get(name) or {}
-    if over:
-        seeds = f" over {run.config.get('num_seeds')} seeds" if run.config.get("num_seeds") else " over seeds"
-        return playing.interval(over.get("interval_low"), over.get("interval_high")) + seeds
     score = playing.agents(run).get(name) or {}
-    return playing.interval(score.get("return_low"), score.get("return_high"))
+    interval = playing.interval(score.get("return_low"), score.get("return_high"))
+    return " over ".join(part for part in (interval, playing.over(score)) if part != "–") or "–"
 
 
 def _curves(runs: Mapping[str, page.Run], output: Path) -> Iterator[str]:

@@ -49,17 +49,15 @@ def show_finished(workdir: str | Path) -> dict[str, Any]:
 
 def _scores(run: page.Run) -> Table:
     rows = playing.score_rows(run)
-    seeds = any(row.over_seeds != "–" for row in rows)
     table = Table(title=Text(f"Scores on {playing.game(run)}"), title_justify="left")
     table.add_column("agent")
-    for head in ("score", "95 % interval", *(["over seeds"] if seeds else []), "episodes"):
+    for head in ("score", "95 % interval", "over"):
         table.add_column(head, justify="right")
     for of_paper in (False, True):
         for row in rows:
             if row.of_paper == of_paper:
                 name = f"{row.name} (paper)" if of_paper else row.name
-                over = [row.over_seeds] if seeds else []
-                table.add_row(Text(name), row.score, row.interval, *over, row.episodes)
+                table.add_row(Text(name), row.score, row.interval, row.over)
         table.add_section()
     if any(row.of_paper for row in rows):
         table.caption = "The paper does not state the protocol of its scores."

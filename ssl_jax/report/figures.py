@@ -179,7 +179,13 @@ def returns(
             axes.fill_between(*bands[label], color=color, alpha=0.16, linewidth=0)
         marker = "o" if len(values) < 15 else None
         axes.plot(steps, values, color=color, linestyle=dashes, marker=marker, markersize=3.5, label=label)
+    lines = np.concatenate([values for _, values in (*scores.values(), *seeds)])
     low, high = axes.dataLim.intervaly
+    # An interval over two or three seeds can be many times as wide as all scores together.
+    farthest = 2 * lines.min() - lines.max(), 2 * lines.max() - lines.min()
+    if lines.min() < lines.max() and (low < farthest[0] or high > farthest[1]):
+        low, high = max(low, farthest[0]), min(high, farthest[1])
+        axes.set_ylim(low, high)
     for name, value in (references or {}).items():
         if 2 * low - high <= value <= 2 * high - low:
             axes.axhline(value, color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)))

@@ -1,6 +1,6 @@
 """What the page and the terminal say about a run of Dueling DQN on a game."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ssl_jax.report import figures, page
@@ -27,9 +27,8 @@ class Row(NamedTuple):
     Attributes:
       name: whose it is.
       score: mean raw score of full episodes.
-      interval: of the mean over episodes, 95 %.
-      over_seeds: interval over seeds, 95 %; "–" for one seed.
-      episodes: played for it, by all seeds together.
+      interval: of the mean, 95 %.
+      over: what the interval is over, "3 seeds of 100 episodes" or "100 episodes".
       step: agent steps after which the agent was saved.
       of_paper: it stands in the paper, whose protocol is not stated.
     """
@@ -37,8 +36,7 @@ class Row(NamedTuple):
     name: str
     score: str
     interval: str = "–"
-    over_seeds: str = "–"
-    episodes: str = "–"
+    over: str = "–"
     step: str = "–"
     of_paper: bool = False
 
@@ -79,23 +77,26 @@ def interval(low: float | None, high: float | None) -> str:
     return f"{page.points(low)} to {page.points(high)}" if known else "–"
 
 
+def over(score: Mapping[str, Any]) -> str:
+    """What the interval of a score is over: '100 episodes', '3 seeds of 100 episodes', or a dash."""
+    if not page.is_finite(score.get("episodes")):
+        return "–"
+    seeds = f"{score['seeds']} seeds of " if score.get("interval_over") == "seeds" else ""
+    return f"{seeds}{score['episodes']:,} episodes"
+
+
 def score_rows(run: page.Run) -> list[Row]:
     """This run's agents, then the paper's where it has the game."""
-    seeds = run.part("scores").get("seeds") or {}
-    rows = []
-    for key, score in agents(run).items():
-        over = seeds.get(key) or {}
-        episodes = score.get("episodes")
-        rows.append(
-            Row(
-                name=_AGENTS.get(key, key),
-                score=page.points(score.get("return_mean")),
-                interval=interval(score.get("return_low"), score.get("return_high")),
-                over_seeds=interval(over.get("interval_low"), over.get("interval_high")),
-                episodes=f"{episodes:,}" if page.is_finite(episodes) else "–",
-                step=steps(score.get("step")),
-            )
+    rows = [
+        Row(
+            name=_AGENTS.get(key, key),
+            score=page.points(score.get("return_mean")),
+            interval=interval(score.get("return_low"), score.get("return_high")),
+            over=over(score),
+            step=steps(score.get("step")),
         )
+        for key, score in agents(run).items()
+    ]
     for key, value in (run.part("scores").get("reference") or {}).items():
         rows.append(Row(PAPER.get(key, page.readable(key)), page.points(value), of_paper=True))
     return rows
@@ -158,10 +159,7 @@ def _what_this_run_was(run: page.Run) -> str:
 
 def _number_tiles(run: page.Run) -> Iterator[str]:
     def note(row: Row) -> str:
-        if row.over_seeds != "–":
-            return f"{row.over_seeds} over seeds"
-        parts = [row.interval] if row.interval != "–" else []
-        return " · ".join(parts + ([f"{row.episodes} episodes"] if row.episodes != "–" else []))
+        return " over ".join(part for part in (row.interval, row.over) if part != "–")
 
     labels = {"last agent": "Score, last agent", "best agent": "Score, best agent"}
     labels |= {"random agent": "Random agent"}
@@ -290,8 +288,9 @@ def _scores(run: page.Run) -> Iterator[str]:
         else "Mean raw scores of the evaluations beside training so far; the final ones are still to come."
     )
     yield (
-        f"<p>{origin} The interval is a 95 % bootstrap interval of the mean over episodes. The best agent is "
-        "the one that did best in an evaluation beside training.</p>"
+        f"<p>{origin} The 95 % interval of the mean is Student's t interval over the agents of several "
+        "seeds, or a bootstrap interval over the episodes of one agent. The best agent is the one that did "
+        "best in an evaluation beside training.</p>"
     )
     if any(row.of_paper for row in rows):
         yield f"<p class=notice>{UNSTATED}</p>"
@@ -301,11 +300,10 @@ def _scores(run: page.Run) -> Iterator[str]:
 
 
 def _scores_html(rows: list[Row]) -> str:
-    seeds = any(row.over_seeds != "–" for row in rows)
-    heads = ["score", "95 % interval", *(["interval over seeds"] if seeds else []), "episodes", "agent step"]
+    heads = ["score", "95 % interval", "over", "agent step"]
 
     def html(row: Row) -> str:
-        cells = [row.score, row.interval, *([row.over_seeds] if seeds else []), row.episodes, row.step]
+        cells = [row.score, row.interval, row.over, row.step]
         html_cells = "".join(f"<td>{cell}</td>" for cell in cells)
         return f"<tr><th scope=row>{page.escape(row.name)}</th>{html_cells}</tr>"
 

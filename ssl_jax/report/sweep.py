@@ -6,15 +6,12 @@ Only runs that have finished count, so that a sweep which goes on can be looked 
 python -m ssl_jax.report.comparison --sweep=runs/ablation
 python -m ssl_jax.report.comparison --sweep=runs/ablation --compare=tasks --baseline=spatial
 
-Intervals are Student's t intervals of the mean over seeds, 95 %. The percentile bootstrap, which is usual
-where there are many scores, is too narrow for the five or so seeds of a sweep: of five normal values it
-covers the mean about 83 times of 100 (a test measures both).
+Intervals are Student's t intervals of the mean over seeds, 95 %, see `ssl_jax.statistics`.
 """
 
 import collections
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,8 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
-from scipy import special
 
+from ssl_jax import statistics
 from ssl_jax.report import classifying, figures, page
 from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime import files, metrics
@@ -32,7 +29,6 @@ from ssl_jax.runtime.errors import InputError
 SWEEP_FILE = "sweep.json"
 TABLE_FILE = "table.json"
 MARKDOWN_FILE = "table.md"
-INTERVAL = "95 % Student's t interval of the mean over seeds"
 _SHOWN = re.compile(
     r"val/\w+/(worst_group_)?accuracy|retrieval/state/top1|time/policy_overhead"
     r"|test/(frame|video)/(accuracy|auc)|test/frame/(log_loss|majority)"
@@ -279,20 +275,6 @@ def of_runs(runs: Mapping[str, page.Run], title: str, figure_path: Callable[[str
 # Numbers.
 
 
-def estimate(values: Sequence[float]) -> dict[str, float | int | None]:
-    """Mean of values float [n] of n seeds, and its 95 % t interval (n - 1 degrees of freedom).
-
-    Returns:
-      "mean", "low", "high" and "n"; the ends are None for a single seed.
-    """
-    values = np.asarray(values, np.float64)
-    n, mean = len(values), float(values.mean())
-    if n < 2:
-        return {"mean": mean, "low": None, "high": None, "n": n}
-    half = float(special.stdtrit(n - 1, 0.975) * values.std(ddof=1) / math.sqrt(n))
-    return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
-
-
 def numbers(run: page.Run) -> dict[str, float]:
     """Name -> value of the numbers that the table shows; those that are missing or NaN are left out."""
     final = run.part("final")
@@ -370,7 +352,7 @@ def table(sweep: Sweep) -> dict[str, Any]:
         )
     return {
         "command": sweep.command,
-        "interval": INTERVAL,
+        "interval": statistics.OVER_SEEDS,
         "compare": sweep.axes[-1],
         "baseline": sweep.baseline,
         "columns": {column.name: column.label for column in columns},
@@ -384,7 +366,7 @@ def table(sweep: Sweep) -> dict[str, Any]:
 def _estimates(values: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, Any]]:
     """Name -> seed -> value, as name -> estimate and the values it is from."""
     return {
-        name: {**estimate(list(by_seed.values())), "values": by_seed}
+        name: {**statistics.t_interval(list(by_seed.values())), "values": by_seed}
         for name, by_seed in values.items()
         if by_seed
     }
@@ -444,7 +426,7 @@ def markdown(sweep: Sweep, found: Mapping[str, Any]) -> str:
     lines = [f"# {sweep.title}", "", _lead(sweep), ""]
     if sweep.command:
         lines += ["```sh", sweep.command, "```", ""]
-    lines += [f"{_alike(sweep)} {_what_is_measured(sweep)} In parentheses: {INTERVAL}.", ""]
+    lines += [f"{_alike(sweep)} {_what_is_measured(sweep)} In parentheses: {statistics.OVER_SEEDS}.", ""]
     lines += _markdown_table(sweep, found["rows"], "measures", _RESULTS)
     lines += _markdown_differences(sweep, found, _RESULTS)
     if _columns(sweep, (_LEARNED,)):
@@ -639,7 +621,7 @@ def _table(sweep: Sweep, found: Mapping[str, Any]) -> Iterator[str]:
         yield "<p class=missing>No run has finished yet.</p>"
         return
     yield (
-        f"<p>{page.escape(_alike(sweep))} Means over seeds; small, the {page.escape(INTERVAL)}. "
+        f"<p>{page.escape(_alike(sweep))} Means over seeds; small, the {page.escape(statistics.OVER_SEEDS)}. "
         f"{page.escape(_what_is_measured(sweep))}</p>"
     )
     yield _html_table(sweep, found["rows"], "measures", _RESULTS)
