@@ -601,6 +601,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         "evaluations": evaluations,
         "bad_images": around.skipped.counts(),
         "left_out": {cause: [len(names), *names[:5]] for cause, names in around.data.left_out.items()},
+        "splits": dict(around.data.splits),
+        "split_folders": dict(around.data.split_folders),
     }
     if probe:
         results |= {"probe": probe["positions"], "probe_cells": probe["cells"]}
