@@ -187,22 +187,21 @@ MATRICES = {  # a, b, c, d of a display matrix, and what is shown of a frame [H,
 }
 
 
-def write_with_matrix(path, matrix, **options) -> None:
-    """Writes an MP4 whose track header has a, b, c, d of a display matrix."""
-    films.write(path, 3, content=films.moving, **options)
-    contents = bytearray(path.read_bytes())
+def with_matrix(contents, matrix) -> bytes:
+    """Returns an MP4 with a, b, c, d of another display matrix in its track header."""
+    contents = bytearray(contents)
     place = contents.index(b"tkhd") + 44
     values = struct.unpack_from(">9i", contents, place)
     a, b, c, d = (round(value * 2**16) for value in matrix)
     struct.pack_into(">9i", contents, place, a, b, 0, c, d, 0, *values[6:])
-    path.write_bytes(contents)
+    return bytes(contents)
 
 
 @pytest.mark.parametrize("name", MATRICES)
 def test_video_with_display_matrix_is_shown_as_it_asks_for(tmp_path, name):
     matrix, shown = MATRICES[name]
-    write_with_matrix(tmp_path / "a.mp4", matrix)
     films.write(tmp_path / "b.mp4", 3, content=films.moving)
+    (tmp_path / "a.mp4").write_bytes(with_matrix((tmp_path / "b.mp4").read_bytes(), matrix))
     source = everything(tmp_path)
     for step in range(3):
         np.testing.assert_array_equal(show(source[step]), shown(show(source[3 + step])))
@@ -211,8 +210,9 @@ def test_video_with_display_matrix_is_shown_as_it_asks_for(tmp_path, name):
 def test_video_with_display_matrix_of_another_angle_is_left_out(tmp_path):
     for i in range(12):
         films.write(tmp_path / f"{i}.mp4", 3)
-    write_with_matrix(tmp_path / "turned.mp4", (0.8, 0.6, -0.6, 0.8))
-    write_with_matrix(tmp_path / "sheared.mp4", (1, 0.5, 0, 1))
+    upright = (tmp_path / "0.mp4").read_bytes()
+    (tmp_path / "turned.mp4").write_bytes(with_matrix(upright, (0.8, 0.6, -0.6, 0.8)))
+    (tmp_path / "sheared.mp4").write_bytes(with_matrix(upright, (1, 0.5, 0, 1)))
     (causes,) = make(tmp_path).left_out.items()
     what = "an MP4 or QuickTime file: it is to be shown turned by no multiple of 90 degrees"
     assert causes == ("unreadable", (f"sheared.mp4 ({what})", f"turned.mp4 ({what})"))
