@@ -299,7 +299,27 @@ def test_clips_of_one_film_stay_together():
     assert videos.film("v_BabyCrawling_g07_c03.avi") != videos.film("v_BabyCrawling_g08_c03.avi")
     first, second = (f"kick/Boys_in_blue_kick_f_cm_np1_ri_med_{i}.avi" for i in (0, 1))
     assert videos.film(first) == videos.film(second) == "Boys_in_blue"
+    assert videos.film("Boys_in_blue_kick_ball_h_nm_np2_fr_goo_3.avi") == "Boys_in_blue"
+    assert videos.film("kick/Boys_in_blue_kick_ball_h_nm_np2_fr_goo_3.avi") == "Boys_in_blue"
+    assert videos.film("draw_sword/X_draw_sword_h_nm_np2_fr_goo_3.avi") == "X"
+    assert videos.film("my_class/X_my_class_h_nm_np2_fr_goo_3.avi") == "X"
     assert videos.film("x/holiday 3.mov") == "x/holiday 3.mov"
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_clips_of_one_film_in_several_classes_are_in_one_split(tmp_path, flat):
+    classes = ("kick", "kick_ball", "shake_hands", "sword_exercise")
+    for number in range(12):
+        for kind in classes:
+            name = f"Film_no_{number}_{kind}_f_cm_np1_ri_med_0.avi"
+            films.write(tmp_path / ("" if flat else kind) / name, 2, "mpeg4", gop=1)
+    found = make(tmp_path)
+    seen = {}
+    for split in ("train", "selection", "validation"):
+        names = [video.path.split("/")[-1] for video in found.open(split).videos]
+        seen[split] = {"_".join(name.split("_")[:3]) for name in names}
+        assert len(names) == len(classes) * len(seen[split])
+    assert sum(map(len, seen.values())) == len(set().union(*seen.values())) == 12
 
 
 @pytest.fixture
@@ -353,6 +373,53 @@ def test_videos_absent_from_ucf101_are_named(ucf101):
     assert "None of the 2 videos to test with" in refusal(ucf101 / "v", annotations=str(lists))
     (lists / "testlist01.txt").write_text((lists / "trainlist01.txt").read_text().splitlines()[0])
     assert "both to train and to test" in refusal(ucf101 / "v", annotations=str(lists))
+
+
+def test_lists_with_a_byte_order_mark_are_read_and_utf16_is_refused(ucf101):
+    lists = ucf101 / "lists"
+    plain = make(ucf101 / "v", annotations=str(lists))
+    texts = {path: path.read_text() for path in lists.iterdir()}
+    for path, text in texts.items():
+        path.write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    (lists / "._trainlist01.txt").write_bytes(b"\0\5\x16\7")
+    found = make(ucf101 / "v", annotations=str(lists))
+    assert found.class_names("label") == plain.class_names("label") == ("Archery", "Biking")
+    assert found.left_out == {}
+    for part, items in plain.parts.items():
+        np.testing.assert_array_equal(found.parts[part].items, items.items)
+    np.testing.assert_array_equal(found.contents.values["label"], plain.contents.values["label"])
+    path = lists / "trainlist01.txt"
+    for encoding in ("utf-16", "utf-16-be"):
+        path.write_bytes(texts[path].encode(encoding))
+        assert refusal(ucf101 / "v", annotations=str(lists)).startswith(f"{path} is text in UTF-16, or no")
+
+
+def test_classes_of_the_lists_without_a_video_are_named(ucf101):
+    lists = ucf101 / "lists"
+    with open(lists / "trainlist01.txt", "a") as file:
+        file.write("Diving/v_Diving_g03_c01.avi 3\n")
+    with open(lists / "testlist01.txt", "a") as file:
+        file.write("Diving/v_Diving_g01_c01.avi\n")
+    found = make(ucf101 / "v", annotations=str(lists))
+    assert found.left_out["classes of the annotations without a video"] == ("Diving",)
+    assert found.class_names("label") == ("Archery", "Biking")
+    films.write(ucf101 / "v" / "Diving" / "v_Diving_g03_c01.avi", 2, "mpeg4", gop=1)
+    found = make(ucf101 / "v", annotations=str(lists))
+    assert found.left_out["classes without a video to test with"] == ("Diving",)
+    (ucf101 / "v" / "Diving" / "v_Diving_g03_c01.avi").rename(
+        ucf101 / "v" / "Diving" / "v_Diving_g01_c01.avi"
+    )
+    assert "the class Diving to test with" in refusal(ucf101 / "v", annotations=str(lists))
+
+
+def test_class_whose_videos_cannot_be_read_is_named_with_what_they_are(tmp_path):
+    for i in range(12):
+        films.write(tmp_path / "kick" / f"{i}.mp4", 3)
+    (tmp_path / "catch").mkdir()
+    (tmp_path / "catch" / "1.mp4").write_bytes(b"FLV\1" + bytes(99))
+    assert refusal(tmp_path).endswith(
+        "which holds 1 unreadable (catch/1.mp4 (an FLV file)); fill or remove it."
+    )
 
 
 def test_hmdb51_has_its_official_splits(tmp_path):

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ssl_jax.data import sources
+from ssl_jax.data import formats, sources
 from ssl_jax.runtime import files
 from ssl_jax.runtime.errors import InputError
 
@@ -737,10 +737,14 @@ def read_text(root: str, path: str) -> str:
     """Reads a file of text of a folder; see `runtime.files.decode_text`.
 
     Raises:
-        InputError: it is no UTF-8.
+        InputError: it is in UTF-16, or only points to the text.
         ValueError: it cannot be read; see `read_inside`.
     """
-    return files.decode_text(read_inside(root, path), os.path.join(root, path))
+    contents, full = read_inside(root, path), os.path.join(root, path)
+    what = formats.identify(contents[: formats.HEAD])
+    if what in formats.POINTERS:
+        raise InputError(f"{full} is {what}.")
+    return files.decode_text(contents, full)
 
 
 def manifest_files(root: str, name: str) -> tuple[str, str]:

@@ -24,10 +24,13 @@ VIDEOS = {
     "a Matroska or WebM file": [(0, b"\x1aE\xdf\xa3")],
     "an AVI file": [(8, b"AVI ")],
 }
-# No reader here accepts these. The first that fits is meant; those in `PICTURES` and `VIDEOS` are later.
-OTHERS = {
+POINTERS = {  # small files of text that stand for files that were not fetched
     "a Git LFS pointer: run git lfs pull": [(0, b"version https://git-lfs.github.com/spec/")],
     "a git-annex pointer: run git annex get": [(0, b"/annex/objects/")],
+}
+# No reader here accepts these. The first that fits is meant; those in `PICTURES` and `VIDEOS` are later.
+OTHERS = {
+    **POINTERS,
     "a HEIF file (AVIF)": [(4, b"ftypavif"), (4, b"ftypavis")],
     "a HEIF file (HEIC)": [
         (4, b"ftyp" + brand) for brand in (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis")

@@ -475,7 +475,9 @@ def read(path: str | Path) -> ConfigDict:
       InputError: the file cannot be read, or holds no config.
     """
     try:
-        return ConfigDict(json.loads(Path(path).read_text()))
+        return ConfigDict(json.loads(files.decode_text(Path(path).read_bytes(), path)))
+    except InputError:
+        raise
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path} cannot be read as a config ({error})") from None
 
