@@ -347,10 +347,8 @@ def test_missing_metadata(tmp_path, film):
     assert "it holds no folders and no videos" in refusal(dfdc.read_listing, str(tmp_path))
     shutil.copyfile(film, tmp_path / "a.mp4")
     message = refusal(dfdc.read_listing, str(tmp_path))
-    assert (
-        "has no metadata.json, nor folders dfdc_train_part_* with one, nor these one folder deeper; it holds a.mp4"
-        in message
-    )
+    assert "has no metadata.json, nor folders dfdc_train_part_* with one, nor these" in message
+    assert "it holds a.mp4" in message
     write_part(tmp_path / "dfdc_train_part_0", {"b.mp4": REAL}, film)
     (tmp_path / "dfdc_train_part_1").mkdir()
     assert "dfdc_train_part_1/metadata.json is missing" in refusal(dfdc.read_listing, str(tmp_path))

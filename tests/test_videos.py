@@ -3,7 +3,6 @@ import json
 import os
 import pathlib
 import shutil
-import struct
 
 import av
 import cloudpickle
@@ -187,21 +186,11 @@ MATRICES = {  # a, b, c, d of a display matrix, and what is shown of a frame [H,
 }
 
 
-def with_matrix(contents, matrix) -> bytes:
-    """Returns an MP4 with a, b, c, d of another display matrix in its track header."""
-    contents = bytearray(contents)
-    place = contents.index(b"tkhd") + 44
-    values = struct.unpack_from(">9i", contents, place)
-    a, b, c, d = (round(value * 2**16) for value in matrix)
-    struct.pack_into(">9i", contents, place, a, b, 0, c, d, 0, *values[6:])
-    return bytes(contents)
-
-
 @pytest.mark.parametrize("name", MATRICES)
 def test_video_with_display_matrix_is_shown_as_it_asks_for(tmp_path, name):
     matrix, shown = MATRICES[name]
     films.write(tmp_path / "b.mp4", 3, content=films.moving)
-    (tmp_path / "a.mp4").write_bytes(with_matrix((tmp_path / "b.mp4").read_bytes(), matrix))
+    (tmp_path / "a.mp4").write_bytes(films.with_matrix((tmp_path / "b.mp4").read_bytes(), matrix))
     source = everything(tmp_path)
     for step in range(3):
         np.testing.assert_array_equal(show(source[step]), shown(show(source[3 + step])))
@@ -211,56 +200,29 @@ def test_video_with_display_matrix_of_another_angle_is_left_out(tmp_path):
     for i in range(12):
         films.write(tmp_path / f"{i}.mp4", 3)
     upright = (tmp_path / "0.mp4").read_bytes()
-    (tmp_path / "turned.mp4").write_bytes(with_matrix(upright, (0.8, 0.6, -0.6, 0.8)))
-    (tmp_path / "sheared.mp4").write_bytes(with_matrix(upright, (1, 0.5, 0, 1)))
+    (tmp_path / "turned.mp4").write_bytes(films.with_matrix(upright, (0.8, 0.6, -0.6, 0.8)))
+    (tmp_path / "sheared.mp4").write_bytes(films.with_matrix(upright, (1, 0.5, 0, 1)))
     (causes,) = make(tmp_path).left_out.items()
     what = "an MP4 or QuickTime file: it is to be shown turned by no multiple of 90 degrees"
     assert causes == ("unreadable", (f"sheared.mp4 ({what})", f"turned.mp4 ({what})"))
 
 
-def palette_avi(frames: int, black: int = 0) -> bytes:
-    """Returns an AVI of frames of 8 bits, the first `black` of them black, each of which is a keyframe.
-
-    Frame i is of the colour that stands at i in the palette, red i: that comes once, before the first frame.
-    """
-
-    def chunk(name, data):
-        return name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
-
-    def group(kind, name, *parts):
-        return chunk(kind, name + b"".join(parts))
-
-    width, height = 48, 32
-    header = struct.pack("<10I16x", 40_000, 0, 0, 0x10, frames, 0, 1, width * height, width, height)
-    stream = b"vids" + struct.pack("<11I8x", 0, 0, 0, 0, 1, 25, 0, frames, width * height, 0, 0)
-    bitmap = struct.pack("<IiiHH6I", 40, width, height, 1, 8, 0, width * height, 0, 0, 256, 0)
-    palette = b"".join(bytes([0, 0, red, 0]) for red in range(256))
-    lists = group(
-        b"LIST",
-        b"hdrl",
-        chunk(b"avih", header),
-        group(b"LIST", b"strl", chunk(b"strh", stream), chunk(b"strf", bitmap + palette)),
-    )
-    pictures = [chunk(b"00db", bytes([i if i >= black else 0]) * (width * height)) for i in range(frames)]
-    entries = [struct.pack("<4sIII", b"00db", 0x10, 4 + i * (8 + width * height), width * height)
-               for i in range(frames)]  # fmt: skip
-    movie = group(b"LIST", b"movi", *pictures)
-    return group(b"RIFF", b"AVI ", lists, movie, chunk(b"idx1", b"".join(entries)))
-
-
 @pytest.mark.parametrize("black", [0, 100])
 def test_video_whose_palette_comes_once_is_counted_from_the_beginning(tmp_path, black):
-    (tmp_path / "palette.avi").write_bytes(palette_avi(200, black))
+    levels = [level if level >= black else 0 for level in range(200)]
+    grey = [np.full((32, 48), level, np.uint8) for level in levels]
+    (tmp_path / "palette.avi").write_bytes(films.palette_avi(grey))
     source = everything(tmp_path)
     assert len(source) == 200
     for step in (150, 7, 199, 0, 120):
-        assert (show(source[step]) == [step if step >= black else 0, 0, 0]).all()
+        assert (show(source[step]) == levels[step]).all()
 
 
 def test_manifest_of_an_older_version_is_not_believed(tmp_path):
     for i in range(12):
         films.write(tmp_path / f"{i}.mp4", 3)
-    (tmp_path / "palette.avi").write_bytes(palette_avi(200))
+    grey = [np.full((32, 48), level, np.uint8) for level in range(200)]
+    (tmp_path / "palette.avi").write_bytes(films.palette_avi(grey))
     make(tmp_path)
     manifest = tmp_path / ".ssl_jax" / "videos.jsonl"
     rows = [json.loads(row) for row in manifest.read_text().splitlines()[1:]]
