@@ -310,6 +310,10 @@ def test_config_edited_by_hand_is_read_and_utf16_is_refused(tmp_path):
     path.write_bytes(text.encode("utf-16"))
     with pytest.raises(InputError, match=r"config\.json is text in UTF-16, or no text at all"):
         config.read(path)
+    path = tmp_path / "config.py"
+    path.write_text("def get_config(): pass\n", "utf-16")
+    with pytest.raises(InputError, match=r"config\.py is text in UTF-16"):
+        config._import_config(str(path))
 
 
 def test_difference_names_each_key():

@@ -17,6 +17,7 @@ bytes and leaves a stream that decodes cannot be known: most video formats have 
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import itertools
 import logging
@@ -48,6 +49,11 @@ HEADER = {"version": 2, "of": "videos"}
 TRIED = 4 * DELAY  # packets to decode of a video to see whether its times are in order
 # Notes that are no UTF-8 are no reason to refuse a video; PyAV 19 reads them by itself.
 METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+# Errors of file systems and file servers that say nothing of a file's contents.
+NOT_NOW = (
+    errno.EACCES, errno.EAGAIN, errno.EBUSY, errno.EHOSTDOWN, errno.EIO, errno.EMFILE, errno.ENFILE,
+    errno.ENODEV, errno.ENOENT, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT,
+)  # fmt: skip
 PROBED = 1000  # videos after which the manifest is written
 PROBES = 8  # videos looked into at once
 
@@ -419,7 +425,7 @@ def probe(root: str, path: str) -> dict[str, Any]:
 
     Returns:
         `frames`, `times` and `keys` as in `Video`, or `cause` (`unreadable`, `too large`, `too short`) and
-        `details`.
+        `details`, and `time` 0 if it may be otherwise another time.
     """
     try:
         with open_video(folders.inside(root, path)) as (container, stream):
@@ -458,11 +464,15 @@ def probe(root: str, path: str) -> dict[str, Any]:
         return {"cause": "too large", "details": str(error)}
     # Broken files make FFmpeg raise errors of many kinds.
     except Exception as error:
-        return {"cause": "unreadable", "details": explain(root, path, error)}
+        found = {"cause": "unreadable", "details": explain(root, path, error)}
+        # Of no time, so that the manifest is not believed next time: the file may well be whole.
+        return found | ({"time": 0} if getattr(error, "errno", None) in NOT_NOW else {})
 
 
 def explain(root: str, path: str, error: Exception) -> str:
     """Returns why a video cannot be read, for a message, after an error of its reader."""
+    if (code := getattr(error, "errno", None)) in NOT_NOW:
+        return f"it cannot be read now: {os.strerror(code)}"
     try:
         with open(folders.inside(root, path), "rb") as file:
             head = file.read(formats.HEAD)

@@ -313,6 +313,7 @@ def _import_config(file: str) -> types.ModuleType:
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
+        files.decode_text(Path(file).read_bytes(), file)  # Raises for UTF-16.
         raise InputError(f"config file {file} is no Python, line {error.lineno}: {error.msg}") from None
     return module
 
