@@ -475,6 +475,8 @@ def test_sub_folders_of_usual_names_are_read_as_their_splits(tmp_path, caplog, t
         (("cat", "dog", "test/cat", "test/dog"), "test and cat"),
         (("data/train/cat", "data/valid/cat"), "train and valid"),
         (("images/train2017", "images/val2017"), "train2017 and val2017"),
+        (("train_images", "test_images", "unlabeled_images"), "train_images and test_images"),
+        (("training_data", "testset"), "training_data and testset"),
         (("bottle/train/good", "bottle/test/good", "bottle/ground_truth/bad"), "train and test"),
         (("train/cat/train", "train/cat/val", "test/cat"), "train and val"),
     ],

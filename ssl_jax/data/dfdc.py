@@ -168,7 +168,7 @@ class Dfdc:
         mode: one of `MODES`.
         contents: all frames.
         assignment: int8 [N], which of `SPLITS` each frame is in.
-        left_out: cause -> videos and frames that are not used.
+        left_out: cause -> videos and frames that are not used, with what is wrong where it can be said.
     """
 
     name: str

@@ -12,6 +12,7 @@ every path is resolved again when its file is read, whatever a manifest says.
 import dataclasses
 import difflib
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -135,7 +136,7 @@ class Folder:
             percent of the hashes of the paths: `train[2%:]`.
         contents: everything in the folder: `Pictures` or `videos.Frames`.
         parts: `train`, and `validation` and `test` where the folder has them.
-        left_out: cause -> the files and folders that are not used for it.
+        left_out: cause -> the files and folders that are not used for it, of videos with what is wrong.
         split_folders: one of `parts` -> the sub-folder that it is read from; empty where the folder is not
             divided into splits.
     """
@@ -595,20 +596,23 @@ def like_splits(names: Sequence[str], inside: Mapping[str, set[str]]) -> tuple[s
 
     They may be splits if
 
-    - all are called after splits, or two are called just as splits are, and one of the two is to train on;
-    - one to train on holds folders of the same names as another;
+    - one is called after `train` and another after another split, and their names are the same but for that
+      (`train2017` and `val2017`), or all that lie side by side are called after splits;
+    - one called after `train` holds folders of the same names as another;
     - one that is called just as a split holds folders of the names of those beside it.
 
     Args:
         names: of the folders.
         inside: name -> names of all folders below it.
     """
-    called = {name: words for name in names if (words := split_words(name))}
-    exact = {name: OWN_SPLITS[name.lower()] for name in names if name.lower() in OWN_SPLITS}
-    training = [name for name, words in called.items() if "train" in words]
+    words = {name: split_words(name) for name in names}
+    called = [name for name in names if words[name][0]]
+    exact = [name for name in names if name.lower() in OWN_SPLITS]
+    training = [name for name in called if "train" in words[name][0]]
     others = [name for name in called if name not in training]
-    if training and others and (len(called) == len(names) or {"train"} < {*exact.values()}):
-        return min(training), min(others)
+    for first, second in itertools.product(sorted(training), sorted(others)):
+        if len(called) == len(names) or words[first][1] == words[second][1]:
+            return first, second
     for first in training:
         for second in names:
             if first != second and (first in exact or second in others) and inside[first] & inside[second]:
@@ -619,11 +623,11 @@ def like_splits(names: Sequence[str], inside: Mapping[str, set[str]]) -> tuple[s
     return None
 
 
-def split_words(name: str) -> set[str]:
-    """Returns what the words of a folder's name say of splits: `train`, `validation`, `test`, `unclear`."""
-    words = [word.removesuffix("set") for word in re.findall("[a-z]+", name.lower())]
+def split_words(name: str) -> tuple[set[str], list[str]]:
+    """Returns what words of a folder's name say of splits (`train`, ..., `unclear`), and the other words."""
     known = OWN_SPLITS | dict.fromkeys(UNCLEAR_SPLITS, "unclear")
-    return {known[word] for word in words if word in known}
+    words = [word.removesuffix("set") for word in re.findall("[a-z]+|[0-9]+", name.lower())]
+    return {known[word] for word in words if word in known}, [word for word in words if word not in known]
 
 
 def check_classes(

@@ -488,14 +488,14 @@ def can_be_sought(root: str, path: str, key: Any) -> bool:
             container.seek(key.pts, stream=stream)
             for frame, trusted in passes(container, stream, key.pts):
                 if frame.pts == key.pts:
-                    return not trusted or pixels(frame) == pixels(key)
+                    return not trusted or to_compare(frame) == to_compare(key)
                 break
     except av.FFmpegError:
         return False
     return True  # `read_frames` begins farther back where a keyframe is not found.
 
 
-def pixels(frame: Any) -> tuple[bytes, ...]:
+def to_compare(frame: Any) -> tuple[bytes, ...]:
     """What can be compared of a frame: its picture, and its palette, for black may be all that it shows."""
     palette = frame.planes[1:] if frame.format.name == "pal8" else ()
     return to_ppm(frame), *map(bytes, palette)
