@@ -12,7 +12,6 @@ every path is resolved again when its file is read, whatever a manifest says.
 import dataclasses
 import difflib
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ssl_jax.data import formats, sources
+from ssl_jax.data import formats, sources, split_names
 from ssl_jax.runtime import files
 from ssl_jax.runtime.errors import InputError
 
@@ -45,13 +44,6 @@ MAX_SHARE = 33  # percent of `train` that may be cut off for each missing split
 EVEN = 1000  # files up to which hashes only tell their order, lest a few leave a split empty
 NAMED = 5  # files that a message names
 
-OWN_SPLITS = {  # name of a folder, in small letters -> the split in it
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-# These tell of a split as well, but not of which: some mean validation by them, some a test.
-UNCLEAR_SPLITS = ("eval", "evaluation", "holdout", "trainval")
 # What other programs leave in folders, in small letters: thumbnails of a NAS, resource forks of macOS,
 # recycle bins, snapshots, what a file system check has found.
 DEBRIS = (
@@ -255,7 +247,7 @@ def divide(
 def parse(expression: str, parts: Mapping[str, Part], path: str) -> tuple[str, range]:
     """Returns the part and the percents of it that a split expression means."""
     found = re.fullmatch(r"(\w+)(?:\[(?:(\d+)%)?:(?:(\d+)%)?\])?", expression)
-    name = found and OWN_SPLITS.get(found[1].lower())
+    name = found and split_names.SPLITS.get(found[1].lower())
     percents = found and range(int(found[2] or 0), int(found[3] or 100))
     if name not in parts or percents.stop > 100:
         raise InputError(
@@ -509,7 +501,7 @@ def arrange(path: str, tree: Tree, key: Callable[[str], str]) -> Plan:
     Raises:
         InputError: the names of the sub-folders do not tell what is meant, or a class has no files.
     """
-    tops = own_splits(path, tree.folders)
+    tops = split_names.own_splits(path, tree.folders)
     members: dict[str, list[int]] = {part: [] for part in tops.values()}
     classes: list[str | None] = []
     beside = []
@@ -533,101 +525,6 @@ def arrange(path: str, tree: Tree, key: Callable[[str], str]) -> Plan:
     parts = {part: cut(items, [key(tree.paths[item]) for item in items]) for part, items in members.items()}
     left_out = {"beside the splits": beside} if beside else {}
     return Plan(parts, names, labels, left_out, {part: top for top, part in tops.items() if top})
-
-
-def own_splits(path: str, folders: Sequence[str]) -> dict[str, str]:
-    """Returns sub-folder -> split for a folder that is divided into them, and {"": "train"} for another.
-
-    Args:
-        path: the folder, for messages.
-        folders: its sub-folders, at any depth.
-
-    Raises:
-        InputError: it may be divided, but the names of its sub-folders do not tell into what.
-    """
-    names = [name for name in folders if os.sep not in name]
-    tops = {name: OWN_SPLITS[name.lower()] for name in names if name.lower() in OWN_SPLITS}
-    others = [name for name in names if name not in tops]
-    if not tops or (others and len(tops) == 1):
-        check_no_splits(path, folders)  # A class may be called train.
-        return {"": "train"}
-    if others:
-        raise InputError(
-            f"{path} has the splits {' and '.join(sorted(tops))} and beside them the folders {some(others)};"
-            " move these away."
-        )
-    if "train" not in tops.values():
-        raise InputError(f"{path} has a folder {' and '.join(sorted(tops))}, but none called train.")
-    parts = [*tops.values()]
-    twice = sorted(name for name, part in tops.items() if parts.count(part) > 1)
-    if twice:
-        raise InputError(f"{path} has two folders for one split: {' and '.join(twice)}; keep one.")
-    check_no_splits(path, [name for name in folders if os.sep in name])
-    return tops
-
-
-def check_no_splits(path: str, folders: Sequence[str]) -> None:
-    """Raises InputError if sub-folders, at any depth, look like splits although they are not read as such.
-
-    Args:
-        path: the folder, for messages.
-        folders: its sub-folders.
-    """
-    beside: dict[str, list[str]] = {}
-    inside: dict[str, set[str]] = {name: set() for name in folders}
-    for name in folders:
-        above, base = os.path.split(name)
-        beside.setdefault(above, []).append(base)
-        while above:
-            inside.setdefault(above, set()).add(base)
-            above = os.path.dirname(above)
-    for above, names in beside.items():
-        pair = like_splits(names, {name: inside[os.path.join(above, name)] for name in names})
-        if pair:
-            raise InputError(
-                f"{joined(path, above)} has the folders {' and '.join(pair)}, which may be splits or"
-                f" classes; splits must be called train, val and test, with nothing else beside them in the"
-                f" folder that config.data.path gives (now {path}), and classes otherwise: rename them."
-            )
-
-
-def like_splits(names: Sequence[str], inside: Mapping[str, set[str]]) -> tuple[str, str] | None:
-    """Returns two of the folders that lie side by side if these may be splits; None if they are classes.
-
-    They may be splits if
-
-    - one is called after `train` and another after another split, and their names are the same but for that
-      (`train2017` and `val2017`), or all that lie side by side are called after splits;
-    - one called after `train` holds folders of the same names as another;
-    - one that is called just as a split holds folders of the names of those beside it.
-
-    Args:
-        names: of the folders.
-        inside: name -> names of all folders below it.
-    """
-    words = {name: split_words(name) for name in names}
-    called = [name for name in names if words[name][0]]
-    exact = [name for name in names if name.lower() in OWN_SPLITS]
-    training = [name for name in called if "train" in words[name][0]]
-    others = [name for name in called if name not in training]
-    for first, second in itertools.product(sorted(training), sorted(others)):
-        if len(called) == len(names) or words[first][1] == words[second][1]:
-            return first, second
-    for first in training:
-        for second in names:
-            if first != second and (first in exact or second in others) and inside[first] & inside[second]:
-                return first, second
-    for first in exact:
-        if same := inside[first] & {*names} - {first}:
-            return first, min(same)
-    return None
-
-
-def split_words(name: str) -> tuple[set[str], list[str]]:
-    """Returns what words of a folder's name say of splits (`train`, ..., `unclear`), and the other words."""
-    known = OWN_SPLITS | dict.fromkeys(UNCLEAR_SPLITS, "unclear")
-    words = [word.removesuffix("set") for word in re.findall("[a-z]+|[0-9]+", name.lower())]
-    return {known[word] for word in words if word in known}, [word for word in words if word not in known]
 
 
 def check_classes(
