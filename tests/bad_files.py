@@ -4,6 +4,7 @@ It is written anew by `python tests/bad_files.py > results/bad_files.md`; `test_
 """
 
 import functools
+import gzip
 import io
 import itertools
 import json
@@ -21,7 +22,7 @@ import films
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ssl_jax.data import dfdc, pipeline, sources
+from ssl_jax.data import dfdc, formats, pipeline, sources
 from ssl_jax.runtime.errors import InputError
 
 SIZE = (24, 32)
@@ -41,7 +42,8 @@ and fails if something else happens than is said here. `tests/bad_files.py` writ
   is broken: JPEG and BMP have no checksums.
 - `read`: these frames of the video are used. Each spells its number, which is compared with its place.
 - `skipped` (when it is read), `left out` (when the folder is listed): not used, named in the log, and counted
-  under the cause that is given; the run goes on. `missing`: no longer in the file.
+  under the cause that is given; the run goes on. In brackets: what the log says of a file of another format.
+  `missing`: no longer in the file.
 """
 
 
@@ -270,6 +272,38 @@ def broken_pictures() -> dict[str, Picture]:
     }  # fmt: skip
 
 
+def other_pictures() -> dict[str, Picture]:
+    """Files of formats that are not read, by their beginnings; under names that are read."""
+    boxes = {
+        "avif": b"avif\0\0\0\0mif1miaf",
+        "heic": b"heic\0\0\0\0mif1heic",
+        "mif1": b"mif1\0\0\0\0avifmiaf",
+    }
+    heif = {
+        brand: struct.pack(">I", 8 + len(box)) + b"ftyp" + box + bytes(64) for brand, box in boxes.items()
+    }
+    with_notes = b'<?xml version="1.0"?>\n<!-- drawn -->\n<svg width="32"></svg>'
+    return {
+        "avif.jpg": Picture("AVIF", heif["avif"]),
+        "avif of another brand.jpg": Picture("AVIF, of the brand of all HEIF files", heif["mif1"]),
+        "heic.jpg": Picture("HEIC, as telephones store photographs", heif["heic"]),
+        "jxl.jpg": Picture("JPEG XL", b"\xff\x0a" + bytes(64)),
+        "jxl box.jpg": Picture("JPEG XL in boxes", b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(64)),
+        "jp2.jpg": Picture("JPEG 2000", b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(64)),
+        "pointer.jpg": Picture(
+            "what Git LFS leaves until the picture is fetched",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 12345\n",
+        ),
+        "pdf.png": Picture("PDF", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n"),
+        "drawing with notes.png": Picture("SVG after an XML declaration", with_notes),
+        "zip.png": Picture("a ZIP archive", b"PK\3\4\x14" + bytes(64)),
+        "rar.png": Picture("a RAR archive", b"Rar!\x1a\7\1\0" + bytes(64)),
+        "gzip.png": Picture("a picture packed by gzip", gzip.compress(encoded(quarters(), "PNG"), mtime=0)),
+        "answer.png": Picture("what a web service answered", b'{"error": "not found"}'),
+        "film.gif": Picture("a video", b"\0\0\0\x18ftypisom\0\0\2\0isomiso2" + bytes(64)),
+    }
+
+
 def load(source, **options) -> tuple[dict[str, np.ndarray], pipeline.Skipped]:
     """What can be read of a source, by its names, and what cannot."""
     skipped = pipeline.Skipped(max_share=1.0)
@@ -282,9 +316,10 @@ def read_pictures(root: pathlib.Path, shown: Mapping[str, Picture]) -> dict[str,
     """Reads a folder, and tells what happened to its files, of which some are to show pictures."""
     found = sources.make(name="folder", path=str(root))
     pictures, skipped = load(found.contents)
-    happens = {
-        found.contents.describe(index): f"skipped: {cause}" for (_, index), cause in skipped.causes.items()
-    }
+    happens = {}
+    for (source, index), cause in skipped.causes.items():
+        name = found.contents.describe(index)
+        happens[name] = f"skipped: {cause}" + as_told(skipped.told[source, index], name, shown)
     for name, pixels in pictures.items():
         middles = pixels[[6, 6, 18, 18], [8, 24, 8, 24]].astype(int)
         within = shown[name].within
@@ -297,9 +332,15 @@ def read_pictures(root: pathlib.Path, shown: Mapping[str, Picture]) -> dict[str,
     return happens
 
 
+def as_told(told: str, name: str, shown: Mapping[str, Picture | Film]) -> str:
+    """What the log says that a file is, if it is of a format that is not read."""
+    what = formats.identify(shown[name].contents[: formats.HEAD]) if name in shown else None
+    return f" ({what})" if told == f"{name} ({what})" else ""
+
+
 def picture_rows(folder: pathlib.Path) -> list[Row]:
     """Makes and reads all pictures, in an empty folder."""
-    files = odd_pictures() | broken_pictures()
+    files = odd_pictures() | broken_pictures() | other_pictures()
     for name, picture in files.items():
         (folder / name).write_bytes(picture.contents)
     happens = read_pictures(folder, files)
@@ -384,6 +425,10 @@ def on_its_side(number: int, size: tuple[int, int]) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(films.picture(number, size[::-1]), -1))
 
 
+def mirrored(number: int, size: tuple[int, int]) -> np.ndarray:
+    return np.ascontiguousarray(films.picture(number, size)[:, ::-1])
+
+
 def only_sound() -> bytes:
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
@@ -418,6 +463,14 @@ def odd_videos() -> dict[str, Film]:
         "one frame.mp4": Film("a single frame", video(frames=1), 1),
         "uneven.mp4": Film("a variable frame rate", video(times=UNEVEN)),
         "uneven.mkv": Film("a variable frame rate", video("mkv", times=UNEVEN)),
+        "mirrored.mp4": Film(
+            "stored mirrored, as by front cameras, with a note to mirror it",
+            films.with_matrix(video(content=mirrored), (-1, 0, 0, 1)),
+        ),
+        "palette.avi": Film(
+            "8 bits a pixel; its palette comes once, at the beginning",
+            films.palette_avi([films.picture(number)[..., 0] for number in range(40)]),
+        ),
         "turned.mp4": Film(
             "stored lying on its side, with a note to turn it by 90 degrees",
             video(size=films.SIZE[::-1], rotation=90, content=on_its_side),
@@ -471,6 +524,22 @@ def broken_videos() -> dict[str, Film]:
     }
 
 
+def other_videos() -> dict[str, Film]:
+    """Videos in containers that are not read; under names that are read."""
+    simple = {"codec": "mpeg2video", "bframes": 0}
+    return {
+        "stream.mp4": Film("MPEG-TS", video("ts", **SIMPLE)),
+        "program.mp4": Film("MPEG program stream", video("mpg", **simple)),
+        "flash.mp4": Film("FLV", video("flv", **SIMPLE)),
+        "windows.avi": Film("ASF (WMV)", video("wmv", codec="wmv2", bframes=0)),
+        "pointer.mp4": Film(
+            "what Git LFS leaves until the video is fetched", other_pictures()["pointer.jpg"].contents
+        ),
+        "page.mp4": Film("a web page", broken_pictures()["page.jpg"].contents),
+        "zip.mp4": Film("a ZIP archive", other_pictures()["zip.png"].contents),
+    }
+
+
 def read_videos(root: pathlib.Path, shown: Mapping[str, Film]) -> dict[str, str]:
     """Reads every frame of a folder of videos, and tells what happened to each video."""
     found = sources.make(name="videos", path=str(root))
@@ -492,7 +561,9 @@ def read_videos(root: pathlib.Path, shown: Mapping[str, Film]) -> dict[str, str]
         if clip.frames < frames:
             happens[clip.path] += f"; missing: {frames - clip.frames}"
     for cause, names in found.left_out.items():
-        happens |= dict.fromkeys(names, f"left out: {cause}")
+        for told in names:
+            name = told.partition(" (")[0]
+            happens[name] = f"left out: {cause}" + as_told(told, name, shown)
     return happens
 
 
@@ -508,7 +579,7 @@ def video_rows(folder: pathlib.Path) -> list[Row]:
     root = folder / "videos"
     root.mkdir()
     films.write(folder / "outside.mp4")
-    files = odd_videos() | broken_videos()
+    files = odd_videos() | broken_videos() | other_videos()
     for name, film in files.items():
         (root / name).write_bytes(film.contents)
     happens = read_videos(root, files)

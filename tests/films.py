@@ -1,6 +1,7 @@
 """Small videos whose frames tell their numbers."""
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -67,3 +68,39 @@ def write(
                 frame.pts, frame.time_base = times[i], Fraction(1, 25)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+
+
+def with_matrix(contents: bytes, matrix: Sequence[float]) -> bytes:
+    """Returns an MP4 with a, b, c, d of another display matrix in its track header."""
+    changed = bytearray(contents)
+    place = changed.index(b"tkhd") + 44
+    values = struct.unpack_from(">9i", changed, place)
+    a, b, c, d = (round(value * 2**16) for value in matrix)
+    struct.pack_into(">9i", changed, place, a, b, 0, c, d, 0, *values[6:])
+    return bytes(changed)
+
+
+def palette_avi(frames: Sequence[np.ndarray]) -> bytes:
+    """Returns an AVI of 8 bits a pixel, each frame a keyframe, whose palette comes once before the first.
+
+    Args:
+        frames: uint8 [H, W], grey levels; the width is a multiple of 4.
+    """
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return name + struct.pack("<I", len(data)) + data
+
+    height, width = frames[0].shape
+    header = struct.pack("<10I16x", 40_000, 0, 0, 0x10, len(frames), 0, 1, height * width, width, height)
+    stream = b"vids" + struct.pack("<11I8x", 0, 0, 0, 0, 1, 25, 0, len(frames), height * width, 0, 0)
+    bitmap = struct.pack("<IiiHH6I", 40, width, height, 1, 8, 0, height * width, 0, 0, 256, 0)
+    palette = b"".join(bytes([level, level, level, 0]) for level in range(256))
+    track = b"strl" + chunk(b"strh", stream) + chunk(b"strf", bitmap + palette)
+    heads = chunk(b"LIST", b"hdrl" + chunk(b"avih", header) + chunk(b"LIST", track))
+    pictures = [chunk(b"00db", np.ascontiguousarray(frame[::-1]).tobytes()) for frame in frames]
+    movie = chunk(b"LIST", b"movi" + b"".join(pictures))
+    entries = [
+        struct.pack("<4sIII", b"00db", 0x10, 4 + i * len(pictures[0]), height * width)
+        for i in range(len(frames))
+    ]
+    return chunk(b"RIFF", b"AVI " + heads + movie + chunk(b"idx1", b"".join(entries)))

@@ -28,7 +28,7 @@ def _cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_what_happens_to_each_file_is_as_listed(tmp_path):
+def test_what_happens_to_each_file_is_as_listed(tmp_path, caplog):
     """Run `python tests/bad_files.py > results/bad_files.md` to write the list anew."""
     listed, happened = LIST.read_text("utf-8").splitlines(), bad_files.document(tmp_path).splitlines()
     names = str(LIST.relative_to(LIST.parents[1])), "what happens"
@@ -40,6 +40,9 @@ def test_what_happens_to_each_file_is_as_listed(tmp_path):
     for name in bad_files.odd_videos():
         assert re.fullmatch("read: (all [0-9]+ frames|its one frame)", happens[name]), name
     assert "other frames" not in str(happens)
+    for name in bad_files.other_pictures() | bad_files.other_videos():
+        assert re.search(r": unreadable \(.*\)$", happens[name]), name
+    assert not re.search(r"\b0x[0-9a-f]{6}|returned -?\d|cannot identify", caplog.text)  # words of libraries
 
 
 def test_training_goes_on_without_the_bad_ones_until_there_are_too_many(tmp_path, caplog):

@@ -301,6 +301,21 @@ def test_saved_config_equals_itself(tmp_path):
     assert loaded.train.steps == 100
 
 
+def test_config_edited_by_hand_is_read_and_utf16_is_refused(tmp_path):
+    path = tmp_path / "config.json"
+    config.save(path, example())
+    text = path.read_text()
+    path.write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert config.difference(config.read(path), example()) == []
+    path.write_bytes(text.encode("utf-16"))
+    with pytest.raises(InputError, match=r"config\.json is text in UTF-16, or no text at all"):
+        config.read(path)
+    path = tmp_path / "config.py"
+    path.write_text("def get_config(): pass\n", "utf-16")
+    with pytest.raises(InputError, match=r"config\.py is text in UTF-16"):
+        config._import_config(str(path))
+
+
 def test_difference_names_each_key():
     new = example(steps=200, widths=(1, 2, 3), seed=1)
     new.train.extra = "x"

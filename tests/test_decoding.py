@@ -161,6 +161,6 @@ def test_messages_name_the_file(tmp_path, caplog):
         (tmp_path / f"{i:03}.png").write_bytes(encoded(gradient()) if i % 2 else b"")
     source = sources.make(name="folder", path=str(tmp_path)).contents
     options = pipeline.EvaluationOptions(batch_size=50, image_size=SIZE)
-    with pytest.raises(sources.InputError, match=r"the first: .*, 000\.png \(Unidentified.*; .*, 002\.png"):
+    with pytest.raises(sources.InputError, match=r"the first: .*, 000\.png \(an empty file\); .*, 002\.png"):
         list(pipeline.evaluation_batches(source, options))
     assert "004.png" in caplog.text

@@ -359,7 +359,7 @@ def test_bad_videos_are_counted_and_nobody_calls_dfdc_a_stand_in(videos, tmp_pat
     results = run_here(tmp_path / "run", **{"data.name": "dfdc", "data.path": directory, "train.steps": 2})
     assert results["left_out"] == {
         "listed but absent": [1, "absent.mp4"],
-        "unreadable": [1, broken.name],
+        "unreadable": [1, f"{broken.name} (a file of text)"],
     }
     assert results["stand_in"] is False
     report = (tmp_path / "run" / "report.html").read_text()

@@ -190,7 +190,9 @@ def test_a_video_that_cannot_be_decoded_leaves_the_others_where_they_are(familie
         after = places(data)
         assert len(after) == len(before[mode]) - 4
         assert after.items() <= before[mode].items()
-        assert [os.path.basename(name) for name in data.left_out["unreadable"]] == ["f3_1.mp4"]
+        assert [os.path.basename(name) for name in data.left_out["unreadable"]] == [
+            "f3_1.mp4 (a file of text)"
+        ]
 
 
 def test_leaks_by_hand():
@@ -308,11 +310,45 @@ def test_bad_metadata(tmp_path, text, words):
     assert words in refusal(dfdc.read_listing, str(tmp_path))
 
 
+@pytest.mark.parametrize("above", ["dfdc_train_part_0", "dfdc_train_part_0.zip.unpacked"])
+def test_parts_in_folders_of_their_own_are_found(tmp_path, above):
+    names = sorted(FAMILIES)
+    write_part(tmp_path / above / "dfdc_train_part_0", {name: FAMILIES[name] for name in names[:14]})
+    write_part(tmp_path / "one" / "videos", {name: FAMILIES[name] for name in names[14:20]})
+    write_part(tmp_path / "dfdc_train_part_2", {name: FAMILIES[name] for name in names[20:]})
+    debris = tmp_path / "__MACOSX" / "dfdc_train_part_3"
+    debris.mkdir(parents=True)
+    (debris / "metadata.json").write_bytes(b"\0\5\x16\7")
+    listing = dfdc.read_listing(str(tmp_path))
+    assert {os.path.basename(path) for path in listing.paths} == {*names}
+    assert not listing.left_out
+    (tmp_path / above / "dfdc_train_part_0" / "metadata.json").unlink()
+    missing = f"{above}/dfdc_train_part_0/metadata.json is missing"
+    assert missing in refusal(dfdc.read_listing, str(tmp_path))
+
+
+def test_metadata_with_a_byte_order_mark_is_read_and_utf16_is_refused(tmp_path):
+    write_part(tmp_path, FAMILIES)
+    text = json.dumps(FAMILIES, indent=1)
+    (tmp_path / "metadata.json").write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert len(dfdc.read_listing(str(tmp_path)).paths) == 30
+    for encoding in ("utf-16", "utf-16-le", "utf-32"):
+        (tmp_path / "metadata.json").write_bytes(text.encode(encoding))
+        message = refusal(dfdc.read_listing, str(tmp_path))
+        assert message == f"{tmp_path}/metadata.json is text in UTF-16, or no text at all; save it as UTF-8."
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    (tmp_path / "metadata.json").write_text(pointer)
+    assert "metadata.json is a Git LFS pointer: run git lfs pull." in refusal(
+        dfdc.read_listing, str(tmp_path)
+    )
+
+
 def test_missing_metadata(tmp_path, film):
     assert "it holds no folders and no videos" in refusal(dfdc.read_listing, str(tmp_path))
     shutil.copyfile(film, tmp_path / "a.mp4")
     message = refusal(dfdc.read_listing, str(tmp_path))
-    assert "has no metadata.json, nor folders dfdc_train_part_* with one; it holds a.mp4" in message
+    assert "has no metadata.json, nor folders dfdc_train_part_* with one, nor these" in message
+    assert "it holds a.mp4" in message
     write_part(tmp_path / "dfdc_train_part_0", {"b.mp4": REAL}, film)
     (tmp_path / "dfdc_train_part_1").mkdir()
     assert "dfdc_train_part_1/metadata.json is missing" in refusal(dfdc.read_listing, str(tmp_path))

@@ -100,6 +100,7 @@ def test_smoke_fills_its_work_directory(judged, run_dir):
     assert stored["data"] == {
         "name": "atari_frames/tiny",
         "splits": {split: split for split in ("train", "selection", "validation", "test")},
+        "split_folders": {},
         "same_as_in_training": True,
         "unit": "picture",
         "frames_per_video": None,

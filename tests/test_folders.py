@@ -430,7 +430,8 @@ def test_folders_whose_meaning_is_not_clear_are_refused(tmp_path):
     assert "two folders for one split: val and validation" in refusal(
         folder("f", train=40, val=4, validation=4)
     )
-    assert "its sub-folder train is empty" in refusal(folder("g", train=0, test=4))
+    assert "in the sub-folder train of" in refusal(folder("g", train=0, test=4))
+    assert "in the sub-folder test of" in refusal(folder("j", train=40, test=0))
     found = make(folder("h", train=40, test=4))
     fill(tmp_path / "h", 1)
     assert make(tmp_path / "h").left_out == {"beside the splits": ("0.png",)}
@@ -438,6 +439,97 @@ def test_folders_whose_meaning_is_not_clear_are_refused(tmp_path):
     folder("i", cat=40, dog=40)
     fill(tmp_path / "i", 2)
     assert not make(tmp_path / "i").features  # What lies in no class has no label.
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "test"),
+    [("train", "valid", "test"), ("TRAINING", None, "Testing"), ("Training", "dev", None)],
+)
+def test_sub_folders_of_usual_names_are_read_as_their_splits(tmp_path, caplog, train, validation, test):
+    tops = {"train": train, "validation": validation, "test": test}
+    tops = {part: top for part, top in tops.items() if top}
+    for number, top in enumerate(tops.values()):
+        for kind in ("cat", "dog"):
+            fill(tmp_path / top / kind, 40, first=40 * number)
+    with caplog.at_level("INFO"):
+        found = make(tmp_path)
+    assert found.split_folders == tops
+    assert found.class_names("label") == ("cat", "dog")
+    parts = {split: {path.split("/")[0] for path in paths} for split, paths in paths_of(found).items()}
+    assert parts["train"] == parts["selection"] == {train}
+    assert parts["validation"] == {validation or train}
+    assert parts["test"] == {test or validation or train}
+    for part, top in tops.items():
+        assert f"the sub-folder {top} is read as the split {part}." in caplog.text
+    assert make(tmp_path / train).split_folders == {}
+
+
+@pytest.mark.parametrize(
+    ("folders", "pair"),
+    [
+        (("train/cat", "train/dog", "eval/cat", "eval/dog"), "train and eval"),
+        (("train", "evaluation"), "train and evaluation"),
+        (("train/cat", "more/cat", "more/dog"), "train and more"),
+        (("training_set/cat", "test_set/cat"), "training_set and test_set"),
+        (("seg_train/seg_train/cat", "seg_test/seg_test/cat", "pictures"), "seg_train and seg_test"),
+        (("cat", "dog", "test/cat", "test/dog"), "test and cat"),
+        (("data/train/cat", "data/valid/cat"), "train and valid"),
+        (("images/train2017", "images/val2017"), "train2017 and val2017"),
+        (("train_images", "test_images", "unlabeled_images"), "train_images and test_images"),
+        (("training_data", "testset"), "training_data and testset"),
+        (("bottle/train/good", "bottle/test/good", "bottle/ground_truth/bad"), "train and test"),
+        (("train/cat/train", "train/cat/val", "test/cat"), "train and val"),
+    ],
+)
+def test_sub_folders_that_may_be_splits_are_not_read_as_classes(tmp_path, folders, pair):
+    for number, folder in enumerate(folders):
+        fill(tmp_path / folder, 20, first=20 * number)
+    assert f"has the folders {pair}, which may be splits or classes" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [("bus/images", "car/images"), ("bullet_train", "test_tube", "bus"), ("train_station", "train_interior"),
+     ("test", "essay"), ("vehicle/train", "vehicle/bus", "animal/cat")],
+)  # fmt: skip
+def test_classes_whose_names_resemble_splits_are_read_as_classes(tmp_path, kinds):
+    for number, kind in enumerate(kinds):
+        fill(tmp_path / kind, 20, first=20 * number)
+    found = make(tmp_path)
+    assert set(found.class_names("label")) == {kind.split("/")[0] for kind in kinds}
+    assert found.split_folders == {}
+
+
+def test_class_whose_files_have_another_suffix_is_named(tmp_path, caplog):
+    for part in ("train", "test"):
+        fill(tmp_path / part / "cat", 20)
+        fill(tmp_path / part / "dog", 20)
+    for path in (tmp_path / "test" / "dog").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    assert "class folder dog of" in refusal(tmp_path)
+    assert refusal(tmp_path).endswith("test, which holds 20 .heic; fill or remove it.")
+    for path in (tmp_path / "test" / "dog").iterdir():
+        path.unlink()
+    (tmp_path / "test" / "dog").rmdir()
+    (tmp_path / "train" / "dog" / "0.png").rename(tmp_path / "train" / "dog" / "0.JPG.txt")
+    found = make(tmp_path)
+    assert found.class_names("label") == ("cat", "dog")
+    assert "the split test has nothing of the class dog" in caplog.text
+    assert "not read, by their suffixes: 1 .txt" in caplog.text
+
+
+def test_debris_of_other_programs_is_left_alone(tmp_path, caplog):
+    for kind in ("cat", "dog"):
+        fill(tmp_path / kind, 20)
+        fill(tmp_path / kind / "@eaDir" / "0.png", 1)  # a Synology NAS keeps thumbnails of 0.png there
+        (tmp_path / kind / "Thumbs.db").write_bytes(b"")
+    for name in ("__MACOSX/cat", "lost+found", "$RECYCLE.BIN/S-1-5", "System Volume Information", "#recycle",
+                 ".AppleDouble", ".snapshot/hourly.0/cat", "@Recycle"):  # fmt: skip
+        fill(tmp_path / name, 2)
+    found = make(tmp_path)
+    assert found.class_names("label") == ("cat", "dog")
+    assert names(found.contents) == {f"{kind}/{i}.png" for kind in ("cat", "dog") for i in range(20)}
+    assert not caplog.text
 
 
 def test_strange_names_are_read(tmp_path):

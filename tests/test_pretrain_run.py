@@ -168,7 +168,8 @@ def test_smoke_fills_its_work_directory(uninterrupted):
     assert majority[0] == majority[1]
     assert results["retrieval"].keys() == {"trained", "random"}
     assert results["final"]["retrieval/state/top1"] == results["retrieval"]["trained"]["retrieval/state/top1"]
-    assert results["bad_images"] == {}
+    assert results["bad_images"] == results["split_folders"] == {}
+    assert results["splits"]["validation"] == "validation"
     assert results.keys() >= {"versions", "device", "seed", "wall_seconds", "seconds"}
     report = (workdir / "report.html").read_text()
     assert "policy_gradient" in report

@@ -3,6 +3,8 @@ import json
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import av
 import cloudpickle
@@ -172,6 +174,66 @@ def test_turned_videos_are_shown_upright(tmp_path):
     np.testing.assert_array_equal(turned, np.rot90(straight))  # 90 degrees against the clock
 
 
+MATRICES = {  # a, b, c, d of a display matrix, and what is shown of a frame [H, W, 3] by it
+    "upright": ((1, 0, 0, 1), lambda frame: frame),
+    "mirrored": ((-1, 0, 0, 1), np.fliplr),
+    "upside down": ((-1, 0, 0, -1), lambda frame: np.rot90(frame, 2)),
+    "flipped": ((1, 0, 0, -1), np.flipud),
+    "transposed": ((0, 1, 1, 0), lambda frame: frame.transpose(1, 0, 2)),
+    "turned clockwise": ((0, 1, -1, 0), lambda frame: np.rot90(frame, -1)),
+    "transversed": ((0, -1, -1, 0), lambda frame: np.rot90(frame, 2).transpose(1, 0, 2)),
+    "turned anticlockwise": ((0, -1, 1, 0), np.rot90),
+    "enlarged": ((2, 0, 0, 2), lambda frame: frame),
+    "of zeros": ((0, 0, 0, 0), lambda frame: frame),
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_video_with_display_matrix_is_shown_as_it_asks_for(tmp_path, name):
+    matrix, shown = MATRICES[name]
+    films.write(tmp_path / "b.mp4", 3, content=films.moving)
+    (tmp_path / "a.mp4").write_bytes(films.with_matrix((tmp_path / "b.mp4").read_bytes(), matrix))
+    source = everything(tmp_path)
+    for step in range(3):
+        np.testing.assert_array_equal(show(source[step]), shown(show(source[3 + step])))
+
+
+def test_video_with_display_matrix_of_another_angle_is_left_out(tmp_path):
+    for i in range(12):
+        films.write(tmp_path / f"{i}.mp4", 3)
+    upright = (tmp_path / "0.mp4").read_bytes()
+    (tmp_path / "turned.mp4").write_bytes(films.with_matrix(upright, (0.8, 0.6, -0.6, 0.8)))
+    (tmp_path / "sheared.mp4").write_bytes(films.with_matrix(upright, (1, 0.5, 0, 1)))
+    (causes,) = make(tmp_path).left_out.items()
+    what = "an MP4 or QuickTime file: it is to be shown turned by no multiple of 90 degrees"
+    assert causes == ("unreadable", (f"sheared.mp4 ({what})", f"turned.mp4 ({what})"))
+
+
+@pytest.mark.parametrize("black", [0, 100])
+def test_video_whose_palette_comes_once_is_counted_from_the_beginning(tmp_path, black):
+    levels = [level if level >= black else 0 for level in range(200)]
+    grey = [np.full((32, 48), level, np.uint8) for level in levels]
+    (tmp_path / "palette.avi").write_bytes(films.palette_avi(grey))
+    source = everything(tmp_path)
+    assert len(source) == 200
+    for step in (150, 7, 199, 0, 120):
+        assert (show(source[step]) == levels[step]).all()
+
+
+def test_manifest_of_an_older_version_is_not_believed(tmp_path):
+    for i in range(12):
+        films.write(tmp_path / f"{i}.mp4", 3)
+    grey = [np.full((32, 48), level, np.uint8) for level in range(200)]
+    (tmp_path / "palette.avi").write_bytes(films.palette_avi(grey))
+    make(tmp_path)
+    manifest = tmp_path / ".ssl_jax" / "videos.jsonl"
+    rows = [json.loads(row) for row in manifest.read_text().splitlines()[1:]]
+    lie = {"times": [0, [[1, 199]]], "keys": [0, [[1, 199]]]}
+    rows = [row | (lie if row["path"] == "palette.avi" else {}) for row in rows]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in [{"version": 1, "of": "videos"}, *rows]))
+    assert {video.path: video.times for video in make(tmp_path).contents.videos}["palette.avi"] is None
+
+
 def test_runs_of_equal_steps_are_packed():
     assert videos.pack([7]) == [7, []]
     assert videos.pack([0, 2, 4, 6]) == [0, [[2, 3]]]
@@ -200,8 +262,28 @@ def test_clips_of_one_film_stay_together():
     assert videos.film("A/v_BabyCrawling_g07_c03.avi") == videos.film("v_BabyCrawling_g07_c01.mp4")
     assert videos.film("v_BabyCrawling_g07_c03.avi") != videos.film("v_BabyCrawling_g08_c03.avi")
     first, second = (f"kick/Boys_in_blue_kick_f_cm_np1_ri_med_{i}.avi" for i in (0, 1))
-    assert videos.film(first) == videos.film(second) == "Boys_in_blue_kick"
+    assert videos.film(first) == videos.film(second) == "Boys_in_blue"
+    assert videos.film("Boys_in_blue_kick_ball_h_nm_np2_fr_goo_3.avi") == "Boys_in_blue"
+    assert videos.film("kick/Boys_in_blue_kick_ball_h_nm_np2_fr_goo_3.avi") == "Boys_in_blue"
+    assert videos.film("draw_sword/X_draw_sword_h_nm_np2_fr_goo_3.avi") == "X"
+    assert videos.film("my_class/X_my_class_h_nm_np2_fr_goo_3.avi") == "X"
     assert videos.film("x/holiday 3.mov") == "x/holiday 3.mov"
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_clips_of_one_film_in_several_classes_are_in_one_split(tmp_path, flat):
+    classes = ("kick", "kick_ball", "shake_hands", "sword_exercise")
+    for number in range(12):
+        for kind in classes:
+            name = f"Film_no_{number}_{kind}_f_cm_np1_ri_med_0.avi"
+            films.write(tmp_path / ("" if flat else kind) / name, 2, "mpeg4", gop=1)
+    found = make(tmp_path)
+    seen = {}
+    for split in ("train", "selection", "validation"):
+        names = [video.path.split("/")[-1] for video in found.open(split).videos]
+        seen[split] = {"_".join(name.split("_")[:3]) for name in names}
+        assert len(names) == len(classes) * len(seen[split])
+    assert sum(map(len, seen.values())) == len(set().union(*seen.values())) == 12
 
 
 @pytest.fixture
@@ -257,6 +339,53 @@ def test_videos_absent_from_ucf101_are_named(ucf101):
     assert "both to train and to test" in refusal(ucf101 / "v", annotations=str(lists))
 
 
+def test_lists_with_a_byte_order_mark_are_read_and_utf16_is_refused(ucf101):
+    lists = ucf101 / "lists"
+    plain = make(ucf101 / "v", annotations=str(lists))
+    texts = {path: path.read_text() for path in lists.iterdir()}
+    for path, text in texts.items():
+        path.write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    (lists / "._trainlist01.txt").write_bytes(b"\0\5\x16\7")
+    found = make(ucf101 / "v", annotations=str(lists))
+    assert found.class_names("label") == plain.class_names("label") == ("Archery", "Biking")
+    assert found.left_out == {}
+    for part, items in plain.parts.items():
+        np.testing.assert_array_equal(found.parts[part].items, items.items)
+    np.testing.assert_array_equal(found.contents.values["label"], plain.contents.values["label"])
+    path = lists / "trainlist01.txt"
+    for encoding in ("utf-16", "utf-16-be"):
+        path.write_bytes(texts[path].encode(encoding))
+        assert refusal(ucf101 / "v", annotations=str(lists)).startswith(f"{path} is text in UTF-16, or no")
+
+
+def test_classes_of_the_lists_without_a_video_are_named(ucf101):
+    lists = ucf101 / "lists"
+    with open(lists / "trainlist01.txt", "a") as file:
+        file.write("Diving/v_Diving_g03_c01.avi 3\n")
+    with open(lists / "testlist01.txt", "a") as file:
+        file.write("Diving/v_Diving_g01_c01.avi\n")
+    found = make(ucf101 / "v", annotations=str(lists))
+    assert found.left_out["classes of the annotations without a video"] == ("Diving",)
+    assert found.class_names("label") == ("Archery", "Biking")
+    films.write(ucf101 / "v" / "Diving" / "v_Diving_g03_c01.avi", 2, "mpeg4", gop=1)
+    found = make(ucf101 / "v", annotations=str(lists))
+    assert found.left_out["classes without a video to test with"] == ("Diving",)
+    (ucf101 / "v" / "Diving" / "v_Diving_g03_c01.avi").rename(
+        ucf101 / "v" / "Diving" / "v_Diving_g01_c01.avi"
+    )
+    assert "the class Diving to test with" in refusal(ucf101 / "v", annotations=str(lists))
+
+
+def test_class_whose_videos_cannot_be_read_is_named_with_what_they_are(tmp_path):
+    for i in range(12):
+        films.write(tmp_path / "kick" / f"{i}.mp4", 3)
+    (tmp_path / "catch").mkdir()
+    (tmp_path / "catch" / "1.mp4").write_bytes(b"FLV\1" + bytes(99))
+    assert refusal(tmp_path).endswith(
+        "which holds 1 unreadable (catch/1.mp4 (an FLV file)); fill or remove it."
+    )
+
+
 def test_hmdb51_has_its_official_splits(tmp_path):
     for kind in ("kick", "shoot_ball"):
         lines = []
@@ -278,7 +407,7 @@ def test_the_manifest_spares_a_second_look(tmp_path, monkeypatch):
         films.write(tmp_path / f"{i}.mp4", 3)
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     first = make(tmp_path)
-    assert first.left_out == {"unreadable": ("bad.mp4",)}
+    assert first.left_out == {"unreadable": ("bad.mp4 (a file of text)",)}
     looked, real = [], videos.probe
     monkeypatch.setattr(videos, "probe", lambda root, path: looked.append(path) or real(root, path))
     assert make(tmp_path).contents.videos == first.contents.videos
@@ -288,7 +417,40 @@ def test_the_manifest_spares_a_second_look(tmp_path, monkeypatch):
     again = make(tmp_path)
     assert sorted(looked) == ["3.mp4", "worse.mp4"]
     assert len(again.contents) == len(first.contents) + 2
-    assert again.left_out == {"unreadable": ("worse.mp4",)}
+    assert again.left_out == {"unreadable": ("worse.mp4 (a file of text)",)}
+
+
+STALE = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <string.h>
+#define OPEN(name) int name(const char *path, int flags, ...) { \\
+    va_list more; va_start(more, flags); int mode = va_arg(more, int); va_end(more); \\
+    if (strstr(path, "stale")) { errno = ESTALE; return -1; } \\
+    return ((int (*)(const char *, int, ...)) dlsym(RTLD_NEXT, #name))(path, flags, mode); }
+OPEN(open)
+OPEN(open64)
+"""
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+def test_video_that_a_file_server_does_not_give_now_is_read_the_next_time(tmp_path):
+    root, library = tmp_path / "v", tmp_path / "library.so"
+    for i in range(12):
+        films.write(root / f"{i}.mp4", 3)
+    films.write(root / "stale.mp4", 3)
+    (tmp_path / "library.c").write_text(STALE)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "library.c", "-ldl"], check=True)
+    code = "import sys; from ssl_jax.data import videos; print(videos.make(path=sys.argv[1]).left_out)"
+    child = subprocess.run(
+        [sys.executable, "-c", code, root], env=os.environ | {"LD_PRELOAD": str(library)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "'unreadable': ('stale.mp4 (it cannot be read now: Stale file handle)',)" in child.stdout
+    assert not make(root).left_out
 
 
 @pytest.mark.parametrize(
@@ -327,7 +489,7 @@ def test_nothing_outside_the_folder_is_read(tmp_path):
     found = make(inside)
     assert found.left_out == {
         "link out of the folder or to a folder": ("link.mp4", "up"),
-        "unreadable": ("concat.mkv", "list.mp4"),
+        "unreadable": ("concat.mkv (a playlist)", "list.mp4 (a playlist)"),
     }
     source = found.open("train")
     (inside / source.videos[0].path).unlink()

@@ -1,6 +1,7 @@
 """Frames of DeepFake Detection Challenge videos, as Kaggle ships them, and splits that say what leaks.
 
-The directory holds folders `dfdc_train_part_*`, or is one itself, each with videos and a `metadata.json`:
+The directory holds folders `dfdc_train_part_*`, or is one itself, each with videos and a `metadata.json`; or
+these lie one folder deeper, as where each archive was unpacked in a folder of its own:
 `{"abc.mp4": {"label": "FAKE", "split": "train", "original": "def.mp4"}, ...}`, in which the original of a
 REAL video is null. `make` samples frames evenly from every video, in one decoding pass, keeps them in a
 store, and gives the splits `train`, `validation` and `test` as `Frames`, used like `sources.Source`.
@@ -50,7 +51,7 @@ SPLITS = ("train", "validation", "test")
 MODES = ("random", "hard", "grouped")
 CROPS = ("centre", "face", "none")
 FIELDS = ("label", "video", "original", "step")
-VERSION = 1  # of what the store holds
+VERSION = 2  # of what the store holds; 1 turned some videos wrongly
 THREADS = 8  # videos decoded at once, at most; each holds its sampled frames at full size
 MAX_FRAMES = 10_000  # of a video
 
@@ -167,7 +168,7 @@ class Dfdc:
         mode: one of `MODES`.
         contents: all frames.
         assignment: int8 [N], which of `SPLITS` each frame is in.
-        left_out: cause -> videos and frames that are not used.
+        left_out: cause -> videos and frames that are not used, with what is wrong where it can be said.
     """
 
     name: str
@@ -369,15 +370,19 @@ def read_listing(path: str) -> Listing:
 def _parts(path: str, root: str, tree: folders.Tree) -> list[str]:
     """Returns the folders that have, or by their names should have, a metadata.json; "" is the root."""
     tops = [name for name in tree.folders if os.sep not in name]
+    near = ["", *(name for name in tree.folders if name.count(os.sep) < 2)]
+    have = {name for name in near if os.path.lexists(os.path.join(root, name, METADATA))}
+    marked = [name for name in near if name in have or os.path.basename(name).startswith(PART)]
+    # A folder may be called after an archive, and hold the one that was in it.
     parts = [
         name
-        for name in ["", *tops]
-        if name.startswith(PART) or os.path.lexists(os.path.join(root, name, METADATA))
+        for name in marked
+        if name in have or not any(other != name and folders.is_below(other, name) for other in marked)
     ]
     if not parts:
         holds = [*tops, *(name for name in tree.paths if os.sep not in name)]
         raise InputError(
-            f"{path} has no {METADATA}, nor folders {PART}* with one; it holds"
+            f"{path} has no {METADATA}, nor folders {PART}* with one, nor these one folder deeper; it holds"
             f" {folders.some(holds) or 'no folders and no videos'}."
         )
     return parts
@@ -387,9 +392,11 @@ def _read_metadata(root: str, part: str) -> dict[str, tuple[int, str | None]]:
     """Reads one metadata.json: name of the video -> its label's id, and the name of its original."""
     where = os.path.join(root, part, METADATA)
     try:
-        table = json.loads(folders.read_inside(root, os.path.join(part, METADATA)))
+        table = json.loads(folders.read_text(root, os.path.join(part, METADATA)))
     except FileNotFoundError as error:
         raise InputError(f"{where} is missing; it comes with the videos of a part.") from error
+    except InputError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{where} cannot be read ({error}); unpack it again.") from error
     if not isinstance(table, dict):
@@ -672,7 +679,7 @@ def _store_video(root: str, path: str, key: str, *, sampling: Sampling, store: s
         return row | {"cause": "undersized", "details": str(error)}
     # Broken files make FFmpeg raise errors of many kinds.
     except Exception as error:
-        return row | {"cause": "unreadable", "details": f"{type(error).__name__}: {error}"}
+        return row | {"cause": "unreadable", "details": videos.explain(root, path, error)}
     with files.writing(os.path.join(store, row["file"])) as file:
         np.save(file, pictures, allow_pickle=False)
     missing = [step for step in steps if step not in images]
@@ -770,7 +777,7 @@ def _left_out(paths: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str,
     found: dict[str, list[str]] = {}
     for path, row in zip(paths, rows, strict=True):
         if not row["steps"]:
-            found.setdefault(row["cause"], []).append(path)
+            found.setdefault(row["cause"], []).append(f"{path} ({row['details']})")
         for step in row["missing"]:
             found.setdefault("frames that cannot be decoded", []).append(f"{path}, frame {step}")
     return {cause: tuple(names) for cause, names in found.items()}

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ssl_jax.data import sources
+from ssl_jax.data import formats, sources, split_names
 from ssl_jax.runtime import files
 from ssl_jax.runtime.errors import InputError
 
@@ -44,7 +44,13 @@ MAX_SHARE = 33  # percent of `train` that may be cut off for each missing split
 EVEN = 1000  # files up to which hashes only tell their order, lest a few leave a split empty
 NAMED = 5  # files that a message names
 
-OWN_SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+# What other programs leave in folders, in small letters: thumbnails of a NAS, resource forks of macOS,
+# recycle bins, snapshots, what a file system check has found.
+DEBRIS = (
+    "#recycle", "#snapshot", "$recycle.bin", "@eadir", "@recently-snapshot", "@recycle", "@sharesnap",
+    "@tmp", "__macosx", "desktop.ini", "ehthumbs.db", "found.000", "icon\r", "lost+found",
+    "network trash folder", "system volume information", "temporary items", "thumbs.db", "~snapshot",
+)  # fmt: skip
 
 
 class Paths(Sequence[str]):
@@ -122,7 +128,9 @@ class Folder:
             share of it, by percent of the hashes of the paths: `train[2%:]`.
         contents: everything in the folder: `Pictures` or `videos.Frames`.
         parts: `train`, and `validation` and `test` where the folder has them.
-        left_out: cause -> the files and folders that are not used for it.
+        left_out: cause -> the files and folders that are not used for it, of videos with what is wrong.
+        split_folders: one of `parts` -> the sub-folder that it is read from; empty where the folder is not
+            divided into splits.
     """
 
     name: str
@@ -130,6 +138,7 @@ class Folder:
     contents: Any
     parts: Mapping[str, "Part"]
     left_out: Mapping[str, tuple[str, ...]]
+    split_folders: Mapping[str, str]
 
     @property
     def features(self) -> "tfds.features.FeaturesDict":
@@ -177,27 +186,27 @@ def make(
 ) -> Folder:
     """Finds the pictures below a folder, and its splits.
 
-    Splits are the sub-folders `train`, `val` or `validation`, and `test`, if nothing else lies beside
-    them. Those that are missing are cut from `train`, as `sources.make` cuts them, by a hash of the path, so
+    Splits are the sub-folders `train` (or `training`), `val` (`valid`, `validation`, `dev`) and `test`
+    (`testing`), in small or capital letters, if nothing else lies beside them (`Folder.split_folders` tells).
+    Those that are missing are cut from `train`, as `sources.make` cuts them, by a hash of the path, so
     that a picture of many stays in its split when others are added. Where one percent would hold no picture,
     as many are cut as it takes (`Folder.splits` tells).
 
     There is a field `label` where every picture lies in one of at least two sub-folders (of a split).
 
     Args:
-        path: the folder. Files and folders whose names begin with a dot are no part of it.
+        path: the folder. Files and folders whose names begin with a dot, and `DEBRIS` of other programs, are
+            no part of it.
         splits: expressions that replace those above, for example `{"train": "train[20%:]",
             "selection": "train[:10%]", "validation": "train[10%:20%]", "test": "train[10%:20%]"}`.
         opened: as in `sources.make`.
 
     Raises:
-        InputError: there is no such folder, or no picture in it; a class has no pictures; splits are
-            unknown, empty, or share pictures.
+        InputError: there is no such folder, or no picture in it; sub-folders look like splits and are none
+            that can be told; a class has no pictures; splits are unknown, empty, or share pictures.
     """
     root = existing(path)
-    tree = scan(root, SUFFIXES["folder"], manifest="pictures")
-    if not tree.paths:
-        raise InputError(nothing_found(path, "folder", tree))
+    tree = find(path, root, "folder", manifest="pictures")
     plan = arrange(path, tree, key=lambda name: name)
     values, features = with_label({}, {}, plan)
     contents = Pictures(path, root, Paths(tree.paths), values, features)
@@ -231,15 +240,18 @@ def divide(
             f" {len(parts['train'].items)} files); give it a larger part, add files, or make a folder for it."
         )
     sources.check_disjoint(path, chosen, rows)
+    for part, folder in plan.split_folders.items():
+        logging.info("%s: the sub-folder %s is read as the split %s.", path, folder, part)
     for cause, names in left_out.items():
         logging.warning("%s: %d left out (%s): %s", path, len(names), cause, some(names))
-    return Folder(path, chosen, contents, parts, {cause: tuple(names) for cause, names in left_out.items()})
+    left_out = {cause: tuple(names) for cause, names in left_out.items()}
+    return Folder(path, chosen, contents, parts, left_out, plan.split_folders)
 
 
 def parse(expression: str, parts: Mapping[str, Part], path: str) -> tuple[str, range]:
     """Returns the part and the percents of it that a split expression means."""
     found = re.fullmatch(r"(\w+)(?:\[(?:(\d+)%)?:(?:(\d+)%)?\])?", expression)
-    name = found and OWN_SPLITS.get(found[1])
+    name = found and split_names.SPLITS.get(found[1].lower())
     percents = found and range(int(found[2] or 0), int(found[3] or 100))
     if name not in parts or percents.stop > 100:
         raise InputError(
@@ -265,14 +277,22 @@ class Tree:
     Attributes:
         paths: the files with one of the suffixes.
         folders: the sub-folders, at any depth.
-        others: suffix -> number of other files.
+        others: folder -> suffix -> number of other files that lie directly in it.
         left_out: cause -> files and folders that cannot be used.
     """
 
     paths: list[str] = dataclasses.field(default_factory=list)
     folders: list[str] = dataclasses.field(default_factory=list)
-    others: Counter = dataclasses.field(default_factory=Counter)
+    others: dict[str, Counter] = dataclasses.field(default_factory=dict)
     left_out: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+    def others_below(self, folder: str = "") -> Counter:
+        """Returns suffix -> number of other files in a folder and below it."""
+        found = Counter()
+        for name, counts in self.others.items():
+            if is_below(name, folder):
+                found.update(counts)
+        return found
 
 
 def existing(path: str) -> str:
@@ -293,6 +313,36 @@ def existing(path: str) -> str:
     raise InputError(f"There is no folder {path}; {above} holds {' and '.join(near) or 'nothing'}.")
 
 
+def is_below(path: str, folder: str) -> bool:
+    """Whether a path is that of a folder ("": the root), or of something in it at any depth."""
+    return folder in ("", path) or path.startswith(folder + os.sep)
+
+
+def is_debris(name: str) -> bool:
+    """Whether a file or folder is none of the user's by its name: hidden, or one of `DEBRIS`."""
+    return name.startswith(".") or name.lower() in DEBRIS
+
+
+def find(path: str, root: str, dataset: str, manifest: str | None = None) -> Tree:
+    """Lists the pictures (data set `folder`) or `videos` below a folder, and tells the log of other files.
+
+    Args:
+        path: the folder, for messages.
+        root: the same, without links in its path.
+        dataset: one of `SUFFIXES`.
+        manifest: see `scan`.
+
+    Raises:
+        InputError: there is nothing to read.
+    """
+    tree = scan(root, SUFFIXES[dataset], manifest)
+    if not tree.paths:
+        raise InputError(nothing_found(path, dataset, tree))
+    if others := tree.others_below():
+        logging.warning("%s: not read, by their suffixes: %s", path, counted(others))
+    return tree
+
+
 def scan(root: str, suffixes: Sequence[str], manifest: str | None = None) -> Tree:
     """Lists everything below a folder.
 
@@ -304,7 +354,7 @@ def scan(root: str, suffixes: Sequence[str], manifest: str | None = None) -> Tre
             contents changes nothing here.
     """
     known = {}
-    header = {"version": 1, "suffixes": list(suffixes)}
+    header = {"version": 2, "suffixes": list(suffixes)}  # Version 1 listed the debris of other programs.
     if manifest:
         known = {row["folder"]: row for row in read_manifest(root, manifest, header) if is_listing(row)}
     rows, tree, waiting = {}, Tree(), [""]
@@ -326,7 +376,8 @@ def scan(root: str, suffixes: Sequence[str], manifest: str | None = None) -> Tre
         row = rows[name]
         tree.folders += [name] if name else []
         tree.paths += [os.path.join(name, file) for file in row["files"]]
-        tree.others.update(row["others"])
+        if row["others"]:
+            tree.others[name] = Counter(row["others"])
         if row["links"]:
             links = tree.left_out.setdefault("link out of the folder or to a folder", [])
             links += [os.path.join(name, link) for link in row["links"]]
@@ -342,7 +393,7 @@ def _list_folder(root: str, folder: str, time_ns: int, suffixes: Sequence[str]) 
     files, folders, links, others = [], [], [], Counter()
     with os.scandir(os.path.join(root, folder)) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if is_debris(entry.name):
                 continue
             if entry.is_symlink() and not (entry.is_file() and is_inside(root, entry.path)):
                 links.append(entry.name)
@@ -375,11 +426,7 @@ def is_listing(row: dict[str, Any]) -> bool:
         ]
         numbers = [row["time"], row["listed"], *row["others"].values()]
         return all(isinstance(names, list) for names in lists) and all(
-            [
-                name and not name.startswith(".") and not {"/", "\0"} & {*name}
-                for names in lists
-                for name in names
-            ]
+            [name and not is_debris(name) and not {"/", "\0"} & {*name} for names in lists for name in names]
             + [isinstance(number, int) for number in numbers]
         )
     except (KeyError, TypeError, AttributeError):
@@ -389,18 +436,35 @@ def is_listing(row: dict[str, Any]) -> bool:
 def nothing_found(path: str, dataset: str, tree: Tree) -> str:
     """Returns the sentence for a folder without pictures (data set `folder`), or without `videos`."""
     kinds = {"folder": "pictures", "videos": "videos"}
-    there = [f"{number} {suffix or 'without a suffix'}" for suffix, number in tree.others.most_common(NAMED)]
-    there += [f"{len(names)} {cause} ({some(names)})" for cause, names in tree.left_out.items()]
     (other,) = kinds.keys() - {dataset}
     hint = (
         f"; for its {kinds[other]} give config.data.name={other}"
-        if {*tree.others} & {*SUFFIXES[other]}
+        if {*tree.others_below()} & {*SUFFIXES[other]}
         else ""
     )
     return (
-        f"{path} has no {kinds[dataset]} ({', '.join(SUFFIXES[dataset])}); it holds"
-        f" {', '.join(there) or 'nothing'}{hint}."
+        f"{path} has no {kinds[dataset]} ({', '.join(SUFFIXES[dataset])}); it holds {not_read(tree)}{hint}."
     )
+
+
+def not_read(tree: Tree, folder: str = "") -> str:
+    """Returns what lies in and below a folder, for a message that nothing of it is read."""
+    others = tree.others_below(folder)
+    there = [counted(others)] if others else []
+    for cause, names in tree.left_out.items():
+        if names := [name for name in names if is_below(name, folder)]:
+            there.append(f"{len(names)} {cause} ({some(names)})")
+    return ", ".join(there) or "nothing"
+
+
+def counted(suffixes: Counter) -> str:
+    """Returns the commonest suffixes, for a message: `3 .txt, 1 without a suffix`."""
+    return ", ".join(f"{n} {suffix or 'without a suffix'}" for suffix, n in suffixes.most_common(NAMED))
+
+
+def joined(path: str, folder: str) -> str:
+    """Returns the path of a sub-folder ("": of the folder itself), for a message."""
+    return os.path.join(path, folder) if folder else path
 
 
 def some(names: Sequence[str]) -> str:
@@ -420,12 +484,14 @@ class Plan:
         classes: names of the classes, in the order of their ids; empty without classes.
         labels: int64 [N], of all files; -1 for those in no part.
         left_out: cause -> files.
+        split_folders: see `Folder`.
     """
 
     parts: dict[str, Part]
     classes: tuple[str, ...]
     labels: np.ndarray
     left_out: dict[str, list[str]]
+    split_folders: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def arrange(path: str, tree: Tree, key: Callable[[str], str]) -> Plan:
@@ -439,7 +505,7 @@ def arrange(path: str, tree: Tree, key: Callable[[str], str]) -> Plan:
     Raises:
         InputError: the names of the sub-folders do not tell what is meant, or a class has no files.
     """
-    tops = own_splits(path, [name for name in tree.folders if os.sep not in name])
+    tops = split_names.own_splits(path, tree.folders)
     members: dict[str, list[int]] = {part: [] for part in tops.values()}
     classes: list[str | None] = []
     beside = []
@@ -451,34 +517,18 @@ def arrange(path: str, tree: Tree, key: Callable[[str], str]) -> Plan:
             continue
         members[tops[top]].append(item)
         classes.append(rest.partition(os.sep)[0] if os.sep in rest else "")
-    if not members["train"]:
-        raise InputError(f"{path} has no files to train on: its sub-folder train is empty.")
-    members = {part: items for part, items in members.items() if items}
+    for top, part in tops.items():
+        if not members[part]:
+            raise InputError(
+                f"Nothing to read is in the sub-folder {top} of {path}, which holds {not_read(tree, top)};"
+                " fill or remove it."
+            )
     names = check_classes(path, tree, tops, members, classes)
     ids = {name: number for number, name in enumerate(names)}
     labels = np.array([ids.get(name, -1) for name in classes], np.int64)
     parts = {part: cut(items, [key(tree.paths[item]) for item in items]) for part, items in members.items()}
-    return Plan(parts, names, labels, {"beside the splits": beside} if beside else {})
-
-
-def own_splits(path: str, folders: Sequence[str]) -> dict[str, str]:
-    """Returns folder -> split for a folder that is divided into them, and {"": "train"} for another."""
-    tops = {name: OWN_SPLITS[name.lower()] for name in folders if name.lower() in OWN_SPLITS}
-    others = [name for name in folders if name not in tops]
-    if not tops or (others and len(tops) == 1):
-        return {"": "train"}  # A class may be called train.
-    if others:
-        raise InputError(
-            f"{path} has the splits {' and '.join(sorted(tops))} and beside them the folders {some(others)};"
-            " move these away."
-        )
-    if "train" not in tops.values():
-        raise InputError(f"{path} has a folder {' and '.join(sorted(tops))}, but none called train.")
-    parts = [*tops.values()]
-    twice = sorted(name for name, part in tops.items() if parts.count(part) > 1)
-    if twice:
-        raise InputError(f"{path} has two folders for one split: {' and '.join(twice)}; keep one.")
-    return tops
+    left_out = {"beside the splits": beside} if beside else {}
+    return Plan(parts, names, labels, left_out, {part: top for top, part in tops.items() if top})
 
 
 def check_classes(
@@ -503,19 +553,23 @@ def check_classes(
             "%s: %d files lie in no class folder, so there are no labels: %s", path, len(loose), some(loose)
         )
         return ()
-    folders = [name.removeprefix(top).lstrip(os.sep) for top in tops for name in tree.folders
-               if top == "" or name.startswith(top + os.sep)]  # fmt: skip
-    empty = sorted({name for name in folders if os.sep not in name} - named)
-    if empty:
-        raise InputError(
-            f"Nothing to read is in the class folder {some(empty)} of {path}; fill or remove it."
-        )
+    for top, part in tops.items():
+        kinds = [name.removeprefix(top).lstrip(os.sep) for name in tree.folders if is_below(name, top)]
+        empty = sorted({name for name in kinds if name and os.sep not in name} - found[part])
+        if empty:
+            raise InputError(
+                f"Nothing to read is in the class folder {some(empty)} of {joined(path, top)}, which holds"
+                f" {not_read(tree, os.path.join(top, empty[0]))}; fill or remove it."
+            )
     strange = sorted(named - found["train"])
     if strange:
         raise InputError(
             f"{path} has no class {some(strange)} to train on, but one to judge by; its classes are"
             f" {some(sorted(found['train']))}."
         )
+    for part, kinds in found.items():
+        if absent := sorted(named - kinds):
+            logging.warning("%s: the split %s has nothing of the class %s.", path, part, some(absent))
     return tuple(sorted(named)) if len(named) > 1 else ()
 
 
@@ -582,6 +636,20 @@ def read_inside(root: str, path: str) -> bytes:
         raise sources.TooLargeError(f"{size.st_size} bytes, of which {MAX_BYTES} are accepted")
     with open(full, "rb") as file:
         return file.read(MAX_BYTES)
+
+
+def read_text(root: str, path: str) -> str:
+    """Reads a file of text of a folder; see `runtime.files.decode_text`.
+
+    Raises:
+        InputError: it is in UTF-16, or only points to the text.
+        ValueError: it cannot be read; see `read_inside`.
+    """
+    contents, full = read_inside(root, path), os.path.join(root, path)
+    what = formats.identify(contents[: formats.HEAD])
+    if what in formats.POINTERS:
+        raise InputError(f"{full} is {what}.")
+    return files.decode_text(contents, full)
 
 
 def manifest_files(root: str, name: str) -> tuple[str, str]:

@@ -23,6 +23,7 @@ import numpy as np
 from absl import flags
 from PIL import ExifTags, Image
 
+from ssl_jax.data import formats
 from ssl_jax.data.sources import Source, TooLargeError, blank
 from ssl_jax.runtime.errors import InputError
 
@@ -297,21 +298,32 @@ def read_next(
 ) -> Reading:
     """Reads and decodes the next of several examples, `index` of a source; see `Source.read`."""
     # Broken files make Pillow, and broken records make the reader, raise errors of every kind.
+    example = {}
     try:
         example = next(examples)
         return Reading(example | {"image": decode_image(example["image"], rng=rng, **decoding)}, 1)
     except Exception as error:
-        return Reading(None, 1, bad=blame(index, source, error))
+        return Reading(None, 1, bad=blame(index, source, error, example.get("image")))
 
 
-def blame(index: int, source: Source, error: Exception) -> Bad:
-    """What is to be said of an example that cannot be used because of an error."""
+def blame(index: int, source: Source, error: Exception, encoded: bytes | None = None) -> Bad:
+    """What is to be said of an example that cannot be used because of an error.
+
+    Args:
+        index: of the example.
+        source: where it is from.
+        error: what was raised.
+        encoded: the file that could not be decoded; None if it could not even be read.
+    """
     what = source.describe(index)
     if isinstance(error, UndersizedError):
         return index, "undersized", f"{what} ({error})"
     if isinstance(error, TooLargeError | Image.DecompressionBombError):
         return index, "too large", f"{what} ({error})"
-    return index, "unreadable", f"{what} ({type(error).__name__}: {error})"
+    if encoded is None:
+        return index, "unreadable", f"{what} ({type(error).__name__}: {error})"
+    why = formats.explain(encoded[: formats.HEAD], str(error), formats.PICTURES)
+    return index, "unreadable", f"{what} ({why})"
 
 
 def _train_batch(

@@ -92,12 +92,14 @@ class Sources:
         splits: split -> tfds split expression, for those of `SPLITS` that may be opened.
         builder: the tfds builder of the prepared data.
         left_out: cause -> files that are not used for it; of a prepared data set there are none.
+        split_folders: split -> the sub-folder that it is read from; of a prepared data set there are none.
     """
 
     name: str
     splits: Mapping[str, str]
     builder: "tfds.core.DatasetBuilder"
     left_out: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    split_folders: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def features(self) -> "tfds.features.FeaturesDict":

@@ -7,7 +7,9 @@ a clip in one go: one seek to the keyframe before them, and one decoding pass.
 
 Frame i is the i-th that is shown, whatever its time: rates may vary and durations be wrong. The times and
 keyframes of a video are read once and kept in the manifest of the folder. Where times are not to be
-trusted, as in AVI with reordered frames, frames are counted from the beginning instead.
+trusted, as in AVI with reordered frames, frames are counted from the beginning instead; and so they are where
+a keyframe that was sought looks otherwise than in order, because what its decoder needs came only once at the
+beginning, as the palette of 8-bit AVI does.
 
 A frame is refused if the decoder complained about anything since a good keyframe before it. What changes
 bytes and leaves a stream that decodes cannot be known: most video formats have no checksums.
@@ -15,11 +17,13 @@ bytes and leaves a stream that decodes cannot be known: most video formats have 
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import itertools
 import logging
 import os
 import re
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -28,7 +32,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from ssl_jax.data import folders, sources
+from ssl_jax.data import folders, formats, pipeline, sources
 from ssl_jax.data.folders import Folder, Plan, Tree
 from ssl_jax.runtime.errors import InputError
 
@@ -39,12 +43,45 @@ FIELDS = ("episode", "step")
 # Nothing that can name other files, as playlists do.
 FORMATS = "avi,matroska,mov,mp4,webm"
 DELAY = 16  # packets that a decoder may hold back to put frames in order: H.264's most
-HEADER = {"version": 1, "of": "videos"}  # of the manifest; another version is another way to find frames
+# Of the manifest; another version is another way to find frames. Version 1 believed in every seek, and in
+# every display matrix.
+HEADER = {"version": 2, "of": "videos"}
 TRIED = 4 * DELAY  # packets to decode of a video to see whether its times are in order
 # Notes that are no UTF-8 are no reason to refuse a video; PyAV 19 reads them by itself.
 METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+# Errors of file systems and file servers that say nothing of a file's contents.
+NOT_NOW = (
+    errno.EACCES, errno.EAGAIN, errno.EBUSY, errno.EHOSTDOWN, errno.EIO, errno.EMFILE, errno.ENFILE,
+    errno.ENODEV, errno.ENOENT, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT,
+)  # fmt: skip
 PROBED = 1000  # videos after which the manifest is written
 PROBES = 8  # videos looked into at once
+
+
+# Signs of a, b, c, d of a display matrix -> EXIF orientation. The pixel at (x, y), x to the right and y down,
+# is shown at (a x + c y, b x + d y), but for where the picture then begins (ISO/IEC 14496-12, tkhd).
+ORIENTATIONS = {
+    (1, 0, 0, 1): 1,
+    (-1, 0, 0, 1): 2,
+    (-1, 0, 0, -1): 3,
+    (1, 0, 0, -1): 4,
+    (0, 1, 1, 0): 5,
+    (0, 1, -1, 0): 6,
+    (0, -1, -1, 0): 7,
+    (0, -1, 1, 0): 8,
+}
+# Causes in `Folder.left_out` under which classes are named, and not files.
+NO_VIDEO = "classes of the annotations without a video"
+NO_TEST = "classes without a video to test with"
+SKEW = 0.02  # of the larger numbers of a display matrix, within which the others count as 0: about a degree
+HMDB51_CLASSES = (
+    "brush_hair", "cartwheel", "catch", "chew", "clap", "climb", "climb_stairs", "dive", "draw_sword",
+    "dribble", "drink", "eat", "fall_floor", "fencing", "flic_flac", "golf", "handstand", "hit", "hug",
+    "jump", "kick", "kick_ball", "kiss", "laugh", "pick", "pour", "pullup", "punch", "push", "pushup",
+    "ride_bike", "ride_horse", "run", "shake_hands", "shoot_ball", "shoot_bow", "shoot_gun", "sit",
+    "situp", "smile", "smoke", "somersault", "stand", "swing_baseball", "sword", "sword_exercise",
+    "talk", "throw", "turn", "walk", "wave",
+)  # fmt: skip
 
 
 class FrameError(ValueError):
@@ -173,9 +210,7 @@ def make(
         InputError: as `folders.make`; and annotations that cannot be read or name no video that is there.
     """
     root = folders.existing(path)
-    tree = folders.scan(root, folders.SUFFIXES["videos"])
-    if not tree.paths:
-        raise InputError(folders.nothing_found(path, "videos", tree))
+    tree = folders.find(path, root, "videos")
     if annotations is None:
         arrange = functools.partial(folders.arrange, path, key=film)
     else:
@@ -189,11 +224,13 @@ def make(
     if not good:
         first = f"{rows[0]['path']}: {rows[0]['cause']}, {rows[0]['details']}"
         raise InputError(f"None of the {len(rows)} videos of {path} can be used ({first}).")
-    left_out = {cause: [*names] for cause, names in (tree.left_out | plan.left_out).items()}
+    unusable = {cause: [*names] for cause, names in tree.left_out.items()}
     for row in rows:
         if "cause" in row:
-            left_out.setdefault(row["cause"], []).append(row["path"])
-    plan = arrange(tree=dataclasses.replace(tree, paths=[row["path"] for row in good]))
+            unusable.setdefault(row["cause"], []).append(f"{row['path']} ({row['details']})")
+    left_out = unusable | plan.left_out
+    plan = arrange(tree=dataclasses.replace(tree, paths=[row["path"] for row in good], left_out=unusable))
+    left_out |= {cause: plan.left_out[cause] for cause in (NO_VIDEO, NO_TEST) if cause in plan.left_out}
     values, features = folders.with_label(
         {"episode": np.arange(len(good), dtype=np.int32)}, dict.fromkeys(FIELDS, np.int32), plan
     )
@@ -207,11 +244,16 @@ def film(path: str) -> str:
     Sources: Soomro et al., "UCF101", 2012 (v_CLASS_gGROUP_cCLIP); Kuehne et al., "HMDB", 2011
     (FILM_CLASS_BODY_CAMERA_PEOPLE_VIEW_QUALITY_CLIP).
     """
-    name = os.path.splitext(os.path.basename(path))[0]
-    found = re.fullmatch(r"(v_.+_g\d+)_c\d+", name) or re.fullmatch(
-        r"(.+)_[fhlu]_(?:cm|nm)_np\d_(?:ba|fr|le|ri)_(?:bad|med|goo)_\d+", name
-    )
-    return found[1] if found else path
+    above, name = os.path.split(os.path.splitext(path)[0])
+    if found := re.fullmatch(r"(v_.+_g\d+)_c\d+", name):
+        return found[1]
+    found = re.fullmatch(r"(.+)_[fhlu]_(?:cm|nm)_np\d_(?:ba|fr|le|ri)_(?:bad|med|goo)_\d+", name)
+    if not found:
+        return path
+    # A film may have clips of several classes. Names of both have underscores: the longest class is meant.
+    classes = [kind for kind in (os.path.basename(above), *HMDB51_CLASSES) if found[1].endswith(f"_{kind}")]
+    last = max(classes, key=len, default=found[1].rpartition("_")[2])
+    return found[1].removesuffix(f"_{last}")
 
 
 # --- Official splits
@@ -221,7 +263,7 @@ def follow(path: str, tree: Tree, annotations: str, lists: Mapping[tuple[str, st
     """Returns the plan of split files, as `read_lists` gives them, for the videos that are there.
 
     Raises:
-        InputError: a split has no video that is there.
+        InputError: a split has no video that is there, or a class none to train with, but some to test with.
     """
     by_name: dict[str, list[int]] = {}
     for item, name in enumerate(tree.paths):
@@ -244,6 +286,12 @@ def follow(path: str, tree: Tree, annotations: str, lists: Mapping[tuple[str, st
                 f" {path}, for example {absent[part][0] if absent[part] else 'none at all'}; it holds"
                 f" {folders.some(tree.paths)}."
             )
+    kinds_of = {part: {kinds[item] for item in items} for part, items in members.items()}
+    if strange := sorted(kinds_of["test"] - kinds_of["train"]):
+        raise InputError(
+            f"{path} has videos of the class {folders.some(strange)} to test with in {annotations}, but none"
+            " to train with that can be read; add these, or take the class out of the lists."
+        )
     classes = tuple(sorted(set(kinds.values())))
     labels = np.array(
         [classes.index(kinds[i]) if i in kinds else -1 for i in range(len(tree.paths))], np.int64
@@ -251,6 +299,8 @@ def follow(path: str, tree: Tree, annotations: str, lists: Mapping[tuple[str, st
     left_out = {
         "in the annotations, but absent": [*absent["train"], *absent["test"]],
         "not in the annotations": [name for item, name in enumerate(tree.paths) if item not in kinds],
+        NO_VIDEO: sorted({kind for kind, _ in lists} - {*classes}),
+        NO_TEST: sorted({*classes} - kinds_of["test"]),
     }
     parts = {
         part: folders.cut(sorted(items), [film(tree.paths[item]) for item in sorted(items)])
@@ -268,7 +318,7 @@ def read_lists(annotations: str, fold: int) -> dict[tuple[str, str], str]:
     if fold not in (1, 2, 3):
         raise InputError(f"fold={fold} must be 1, 2 or 3, as the official splits.")
     root = folders.existing(annotations)
-    names = sorted(os.listdir(root))
+    names = sorted(name for name in os.listdir(root) if not folders.is_debris(name))
     ucf = {f"trainlist{fold:02}.txt": "train", f"testlist{fold:02}.txt": "test"}
     hmdb = {name: found[1] for name in names if (found := re.fullmatch(rf"(.+)_test_split{fold}\.txt", name))}
     lists: dict[tuple[str, str], str] = {}
@@ -299,8 +349,7 @@ def read_lists(annotations: str, fold: int) -> dict[tuple[str, str], str]:
 
 def read_lines(root: str, name: str) -> list[str]:
     """Returns the lines of a split file that are not empty."""
-    text = folders.read_inside(root, name).decode("utf-8", "surrogateescape")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in folders.read_text(root, name).splitlines() if line.strip()]
 
 
 # --- Where the frames are
@@ -378,20 +427,25 @@ def probe(root: str, path: str) -> dict[str, Any]:
 
     Returns:
         `frames`, `times` and `keys` as in `Video`, or `cause` (`unreadable`, `too large`, `too short`) and
-        `details`.
+        `details`, and `time` 0 if it may be otherwise another time.
     """
     try:
         with open_video(folders.inside(root, path)) as (container, stream):
-            packets, shown = [], []
+            packets, shown, key = [], [], None
             for packet in demux(container, stream):
                 if len(packets) < TRIED or not shown:
-                    shown += [frame.pts for frame, _ in decode(stream, packet) if frame is not None]
+                    frames = [frame for frame, _ in decode(stream, packet) if frame is not None]
+                    shown += [frame.pts for frame in frames]
+                    key = next((frame for frame in reversed(frames) if frame.key_frame), key)
                 if packet is not None and not packet.is_discard:
                     packets.append((packet.pts, packet.dts, packet.is_keyframe))
             # AVI has no times; those of frames that were put in another order are guesses. So are all times
             # by which frames are not in order.
             guessed = container.format.name == "avi" and any(pts != dts for pts, dts, _ in packets)
             guessed = guessed or not increasing(shown)
+            if key is not None:
+                orientation(key)  # Raises.
+                guessed = guessed or not can_be_sought(root, path, key)
             hidden = stream.codec_context.name in ("vp8", "libvpx")  # Some of its packets show no frame.
         if not packets:
             return {"cause": "too short", "details": "it has no frames"}
@@ -412,7 +466,41 @@ def probe(root: str, path: str) -> dict[str, Any]:
         return {"cause": "too large", "details": str(error)}
     # Broken files make FFmpeg raise errors of many kinds.
     except Exception as error:
-        return {"cause": "unreadable", "details": f"{type(error).__name__}: {error}"}
+        found = {"cause": "unreadable", "details": explain(root, path, error)}
+        # Of no time, so that the manifest is not believed next time: the file may well be whole.
+        return found | ({"time": 0} if getattr(error, "errno", None) in NOT_NOW else {})
+
+
+def explain(root: str, path: str, error: Exception) -> str:
+    """Returns why a video cannot be read, for a message, after an error of its reader."""
+    if (code := getattr(error, "errno", None)) in NOT_NOW:
+        return f"it cannot be read now: {os.strerror(code)}"
+    try:
+        with open(folders.inside(root, path), "rb") as file:
+            head = file.read(formats.HEAD)
+    except (OSError, ValueError) as reason:
+        return str(reason)
+    return formats.explain(head, "" if isinstance(error, av.FFmpegError) else str(error), formats.VIDEOS)
+
+
+def can_be_sought(root: str, path: str, key: Any) -> bool:
+    """Whether a keyframe that was decoded in order is the same when it is sought, if it is found at all."""
+    try:
+        with open_video(folders.inside(root, path)) as (container, stream):
+            container.seek(key.pts, stream=stream)
+            for frame, trusted in passes(container, stream, key.pts):
+                if frame.pts == key.pts:
+                    return not trusted or to_compare(frame) == to_compare(key)
+                break
+    except av.FFmpegError:
+        return False
+    return True  # `read_frames` begins farther back where a keyframe is not found.
+
+
+def to_compare(frame: Any) -> tuple[bytes, ...]:
+    """What can be compared of a frame: its picture, and its palette, for black may be all that it shows."""
+    palette = frame.planes[1:] if frame.format.name == "pal8" else ()
+    return to_ppm(frame), *map(bytes, palette)
 
 
 def increasing(times: Sequence[int | None]) -> bool:
@@ -550,5 +638,27 @@ def count_frames(path: str, steps: Sequence[int]) -> dict[int, bytes]:
 
 
 def to_ppm(frame: Any) -> bytes:
-    """Returns a frame as a picture file, turned as it is to be shown."""
-    return sources.ppm(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+    """Returns a frame as a picture file, turned and mirrored as it is to be shown."""
+    pixels, turn = frame.to_ndarray(format="rgb24"), orientation(frame)
+    if turn in pipeline.TURNS:
+        pixels = np.asarray(Image.fromarray(pixels).transpose(pipeline.TURNS[turn]))
+    return sources.ppm(pixels)
+
+
+def orientation(frame: Any) -> int:
+    """Returns the EXIF orientation, 1 to 8, that the display matrix of a frame is.
+
+    Raises:
+        ValueError: it is none: it turns by another angle, or shears.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return 1
+    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+    largest = max(map(abs, (a, b, c, d)))
+    if largest == 0:
+        return 1  # It says nothing; players show such a video as it is stored.
+    signs = tuple(0 if abs(value) < SKEW * largest else int(np.sign(value)) for value in (a, b, c, d))
+    if signs not in ORIENTATIONS:
+        raise ValueError("it is to be shown turned by no multiple of 90 degrees")
+    return ORIENTATIONS[signs]

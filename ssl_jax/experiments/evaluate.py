@@ -718,6 +718,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         "data": {
             "name": around.data.name,
             "splits": dict(around.data.splits),
+            "split_folders": dict(around.data.split_folders),
             "same_as_in_training": setup.same_data,
             "unit": "video" if setup.by_video else "picture",
             "frames_per_video": setup.data.frames_per_video if setup.by_video else None,

@@ -712,6 +712,8 @@ def judge(
         "validation": classes,
         "bad_images": Counter(cause for stream in skipped for *_, cause in stream["causes"]),
         "left_out": {cause: [len(names), *names[:5]] for cause, names in around.data.left_out.items()},
+        "splits": dict(around.data.splits),
+        "split_folders": dict(around.data.split_folders),
         "refused_clips": dict(sum((Counter(stream["refused"]) for stream in skipped), Counter())),
     }
     results |= known

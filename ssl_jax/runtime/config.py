@@ -313,6 +313,7 @@ def _import_config(file: str) -> types.ModuleType:
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
+        files.decode_text(Path(file).read_bytes(), file)  # Raises for UTF-16.
         raise InputError(f"config file {file} is no Python, line {error.lineno}: {error.msg}") from None
     return module
 
@@ -475,7 +476,9 @@ def read(path: str | Path) -> ConfigDict:
       InputError: the file cannot be read, or holds no config.
     """
     try:
-        return ConfigDict(json.loads(Path(path).read_text()))
+        return ConfigDict(json.loads(files.decode_text(Path(path).read_bytes(), path)))
+    except InputError:
+        raise
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path} cannot be read as a config ({error})") from None
 
