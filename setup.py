@@ -14,7 +14,6 @@ setup(
         "absl-py",
         "array_record",
         "av>=18",
-        "chex",
         "dm-pix",
         "envpool>=1.2",
         "flax>=0.12",
@@ -32,6 +31,7 @@ setup(
         "rliable",
         "safetensors>=0.8",
         "scikit-learn",
+        "scipy",
         "tensorboardX",
         "tensorflow-datasets>=4.9.10",
     ],
@@ -40,15 +40,21 @@ setup(
         "hdf5": ["h5py"],  # weights that Caffe wrote
         "slurm": ["submitit>=1.5"],  # launch/slurm.py
         "test": [
+            "chex",
+            "cloudpickle",
             "h5py",
             "hypothesis",
             "import-linter",
-            "ipykernel",  # this and the next two for the notebooks in colabs/
+            "ipykernel",  # this and the next four for the notebooks in colabs/
+            "ipython",
             "jupytext",
             "nbclient",
+            "nbformat",
+            "ml-dtypes",
             "opencv-python-headless<5",
             "pytest",
             "pytest-xdist",
+            "pyyaml",
             "ruff",
         ],
         "test-parity": ["torch==2.13.*"],  # our networks against those of PyTorch
