@@ -645,6 +645,9 @@ def test_unknown_names():
     sentence = refused("smoke,game=Pnog")
     assert sentence.startswith("unknown Atari game 'Pnog', did you mean 'Pong'? known: ")
     assert "Breakout" in sentence
+    assert "the name of the game, 'Pong', and set config.protocol.frame_skip" in refused(
+        "smoke,game=ALE/Pong-v5"
+    )
     with pytest.raises(InputError, match="did you mean 'sequence'"):
         load("smoke,aux=sequenze")
     assert "did you mean 'rotation'" in refused(**{"auxiliary.name": "rotatoin"})
