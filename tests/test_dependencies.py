@@ -36,8 +36,8 @@ def declared() -> dict[str, set[str]]:
     )
     given = {keyword.arg: keyword.value for keyword in call.keywords}
     lists = {"install_requires": given["install_requires"]}
-    lists |= {key.value: value for key, value in zip(given["extras_require"].keys,
-                                                     given["extras_require"].values, strict=True)}  # fmt: skip
+    extras = given["extras_require"]
+    lists |= {key.value: value for key, value in zip(extras.keys, extras.values, strict=True)}
     return {name: set(map(normalized, ast.literal_eval(items))) for name, items in lists.items()}
 
 

@@ -624,6 +624,19 @@ def test_start_from_takes_the_trunk_of_either_kind_of_run(tmp_path):
     assert state.agent.params["trunk"].keys() == trunk.keys()
 
 
+def test_start_from_a_trunk_that_is_not_finite_names_the_tensor(tmp_path):
+    trunk = copy(made_up_agent(make_setup()).params["trunk"])
+    trunk["conv2"]["bias"][3] = np.nan
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, {"params": {"encoder": trunk}}, {})
+    checkpoints.close()
+    setup = make_setup(**{"network.start_from": tmp_path / "checkpoints"})
+    with pytest.raises(
+        InputError, match=r"config.network.start_from=\S+ holds NaN .* in conv2/bias \(1 of 64"
+    ):
+        dueling_dqn.create_state(setup, KEY)
+
+
 def test_start_from_what_holds_no_trunk(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(1, {"params": {"decoder": np.zeros(3)}}, {})

@@ -87,7 +87,7 @@ def games() -> list[str]:
 
 
 def _check_game(game: str) -> None:
-    """Raises InputError unless it is the name of a game; of an environment's id it says which game is meant."""
+    """Raises InputError unless it is the name of a game; of an environment's id it says which is meant."""
     known = games()
     if game not in known and re.search(r"/|-v\d+$", game):
         close = closest(game, known)

@@ -36,7 +36,7 @@ from ssl_jax.atari.environments import Environments, TimeStep
 from ssl_jax.atari.protocol import Protocol, learning_reward
 from ssl_jax.atari.replay import Replay, ReplayState, Transitions
 from ssl_jax.evaluation import atari_return
-from ssl_jax.networks import layers, q_network
+from ssl_jax.networks import layers, q_network, weights
 from ssl_jax.networks.q_network import QNetwork
 from ssl_jax.pretext import auxiliary
 from ssl_jax.report import console, figures, page
@@ -557,7 +557,7 @@ def load_trunk(setup: Setup) -> Any:
     """Parameters of a trunk that another run left, fitted to the stack.
 
     Raises:
-      InputError: there is no checkpoint, or it holds no trunk of this shape.
+      InputError: there is no checkpoint, or it holds no trunk of this shape or numbers that are not finite.
     """
     raw = checkpoints_lib.restore_raw(setup.start_from)
     candidates = (("params", "encoder"), ("agent", "params", "trunk"))
@@ -566,6 +566,7 @@ def load_trunk(setup: Setup) -> Any:
         for name in path:
             found = found.get(name, {}) if isinstance(found, Mapping) else {}
         if found:
+            weights.check_finite(weights.flatten(found), f"config.network.start_from={setup.start_from}")
             return q_network.trunk_from_encoder(found, setup.protocol.stack)
     raise InputError(
         f"config.network.start_from={setup.start_from} holds neither an encoder of pre-training nor the "

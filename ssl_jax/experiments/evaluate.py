@@ -25,6 +25,7 @@ from ssl_jax.data import pipeline, sources
 from ssl_jax.evaluation import finetune, linear_probe, retrieval, state_probe
 from ssl_jax.evaluation.features import Batches, FeatureFunction, Rows, collect
 from ssl_jax.experiments import pretrain
+from ssl_jax.networks import weights
 from ssl_jax.pretext import jigsaw
 from ssl_jax.report import figures, page
 from ssl_jax.runtime import config as config_lib
@@ -269,7 +270,8 @@ def restore_encoder(setup: Setup, step: int) -> dict[str, Any]:
     """Variables of the encoder, {"params": tree, "batch_stats": tree}, from a checkpoint.
 
     Raises:
-      InputError: the checkpoint is broken, or its encoder is not the one of the run's config.
+      InputError: the checkpoint is broken, its encoder is not the one of the run's config, or a tensor holds
+        numbers that are not finite.
     """
     state = restore_raw(setup.checkpoint / "checkpoints", step)
     saved = {name: state.get(name, {}).get("encoder", {}) for name in ("params", "batch_stats")}
@@ -289,6 +291,7 @@ def restore_encoder(setup: Setup, step: int) -> dict[str, Any]:
                 f"{name} is {there} in the checkpoint and {here} by the config; give the directory of an "
                 "unchanged run."
             )
+    weights.check_finite(weights.flatten(saved), f"checkpoint {step} in {setup.checkpoint}")
     return saved
 
 
