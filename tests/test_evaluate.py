@@ -224,6 +224,34 @@ def test_another_encoder_than_the_configs_is_named(run_dir, tmp_path):
     assert not (tmp_path / "evaluation" / "results.json").exists()
 
 
+def test_an_encoder_that_is_not_finite_names_the_tensor(run_dir, tmp_path):
+    setup = setup_of(run_dir)
+    encoder = jax.tree.map(np.array, evaluate.restore_encoder(setup, 10))
+    encoder["params"]["conv1"]["bias"][1] = np.nan
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(10, {name: {"encoder": tree} for name, tree in encoder.items()}, {})
+    checkpoints.close()
+    (tmp_path / "config.json").write_bytes((run_dir / "config.json").read_bytes())
+    with pytest.raises(InputError, match=r"checkpoint 10 in \S+ holds NaN .* in params/conv1/bias \(1 of 4 "):
+        whole(tmp_path, tmp_path / "evaluation")
+
+
+@pytest.mark.parametrize("part", ["linear_probe", "retrieval", "state_probe"])
+def test_features_that_overflow_name_encoder_layer_and_share(run_dir, tmp_path, part):
+    """Weights that are finite, and too large for what they make of a picture."""
+    setup = setup_of(run_dir)
+    encoder = jax.tree.map(np.array, evaluate.restore_encoder(setup, 10))
+    encoder["params"]["conv2"] = jax.tree.map(lambda x: np.full_like(x, 3e38), encoder["params"]["conv2"])
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(10, {name: {"encoder": tree} for name, tree in encoder.items()}, {})
+    checkpoints.close()
+    (tmp_path / "config.json").write_bytes((run_dir / "config.json").read_bytes())
+    key = "linear_probe.layers" if part == "linear_probe" else f"{part}.layer"
+    layer = ("conv2",) if part == "linear_probe" else "conv2"
+    with pytest.raises(InputError, match=r"% of the numbers .* 'trained' gives at the layer 'conv2', in 100"):
+        whole(tmp_path, tmp_path / "evaluation", **ALL_OFF | {f"{part}.enabled": True, key: layer})
+
+
 def broken(tmp_path, run_dir, what):
     """A directory that is no run, has no checkpoint, is of another experiment, or of an old config."""
     directory = tmp_path / what
@@ -269,6 +297,10 @@ def test_what_is_no_run_is_named(tmp_path, run_dir, what, sentence):
         ({"finetune.batch_size": 6}, "multiples of the 4 devices"),
         ({"data.label": "ram"}, "no class label 'ram' .* it has: game"),
         (ALL_OFF, "nothing is to be evaluated"),
+        (
+            {"retrieval.top": (97, 200)},
+            r"config.retrieval.top=\(97, 200\) asks for at least 97 .* are 96 keys",
+        ),
     ],
 )
 def test_values_that_cannot_be_are_named(run_dir, tmp_path, overrides, sentence):

@@ -282,3 +282,13 @@ def test_encoders_are_compared_on_the_same_examples():
 def test_protocols_that_cannot_be(options):
     with pytest.raises(InputError, match=next(iter(options))):
         linear_probe.Protocol(**options)
+
+
+def test_fit_without_finite_weights_names_the_decay():
+    features = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    labels = np.arange(6) % 2
+    spoilt = np.where(np.eye(6, 4, dtype=bool), np.nan, features)
+    with pytest.raises(InputError, match=r"no finite weights with weight_decays of 0.1, 1;"):
+        linear_probe.fit(spoilt, labels[:, None], (0.1, 1.0))
+    with pytest.raises(InputError, match=r"no finite weights with weight_decays of 0.1;"):
+        linear_probe.fit_softmax(spoilt, labels, linear_probe.Protocol(weight_decays=(0.1,), iterations=5))

@@ -217,8 +217,8 @@ def finetune(
       "validation_accuracy" and the "step" of the state that was scored.
 
     Raises:
-      InputError: no layer `from_layer`, a batch that cannot be divided among the devices, or a loss that is
-        not finite.
+      InputError: no layer `from_layer`, a batch that cannot be divided among the devices, or a loss or an
+        answer that is not finite.
     """
     rates = learning_rates(encoder, examples.image_size, protocol)
     optimizer = make_optimizer(protocol, rates)
@@ -226,7 +226,7 @@ def finetune(
     state = jax.jit(create)(params)
     state = mesh_lib.replicate(state, mesh)
     step = jax.jit(functools.partial(train_step, encode, optimizer, rates))
-    answer = jax.jit(lambda params, images: logits(encode, params, images).argmax(-1))
+    answer = jax.jit(functools.partial(_answer, encode))
     best, best_params, waited = {"accuracy": -1.0, "step": 0}, state.params, 0
     for number in range(1, protocol.steps + 1):
         watching.at_step(number)
@@ -253,6 +253,12 @@ def finetune(
     }
 
 
+def _answer(encode, params, images):
+    """Classes int [B]; -1 where logits are not finite, of which the first class would be the largest."""
+    values = logits(encode, params, images)
+    return jnp.where(jnp.isfinite(values).all(-1), values.argmax(-1), -1)
+
+
 def _score(answer, params, batches, mesh):
     """Answers on batches with masks: every example counts once, on any number of devices."""
     labels, answers = [], []
@@ -260,4 +266,10 @@ def _score(answer, params, batches, mesh):
         given = np.asarray(answer(params, mesh_lib.shard_batch({"image": batch["image"]}, mesh)["image"]))
         labels.append(batch["label"][batch["mask"]])
         answers.append(given[batch["mask"]])
-    return scores.classification(np.concatenate(labels), np.concatenate(answers))
+    labels, answers = np.concatenate(labels), np.concatenate(answers)
+    if (answers < 0).any():
+        raise InputError(
+            f"{(answers < 0).mean():.1%} of the answers after fine-tuning are not finite; lower "
+            "config.finetune.learning_rate"
+        )
+    return scores.classification(labels, answers)

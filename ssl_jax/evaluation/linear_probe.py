@@ -97,6 +97,9 @@ def fit(features: np.ndarray, labels: np.ndarray, weight_decays: tuple[float, ..
       features: float [N, D]; they are standardised, so that a weight decay means the same for all.
       labels: int [N, V]; the classes of a column are the values seen in it.
       weight_decays: factors of the squared norm of the weights, against the mean squared error.
+
+    Raises:
+      InputError: there are no finite weights.
     """
     mean, scale = _standard(features)
     classes = [np.unique(column) for column in labels.T]
@@ -106,7 +109,21 @@ def fit(features: np.ndarray, labels: np.ndarray, weight_decays: tuple[float, ..
     inputs = ((features - mean) / scale).astype(np.float32)
     bias = targets.mean(0).astype(np.float32)
     kernels = _solve(inputs, targets.astype(np.float32) - bias, jnp.asarray(weight_decays, jnp.float32))
+    _check_fit(kernels, weight_decays)
     return LinearProbe(mean, scale, kernels, bias, classes)
+
+
+def _check_fit(kernels: jax.Array, weight_decays: tuple[float, ...]) -> None:
+    """Raises InputError where the weights [R, D, C] are not finite: the first class would always win."""
+    finite = np.isfinite(np.asarray(kernels)).all((1, 2))
+    if not finite.all():
+        failed = ", ".join(
+            f"{decay:g}" for decay, fits in zip(weight_decays, finite, strict=True) if not fits
+        )
+        raise InputError(
+            f"the linear probe has no finite weights with weight_decays of {failed}; its features may not be "
+            "finite, or give larger decays."
+        )
 
 
 def _standard(features):
@@ -203,6 +220,9 @@ def fit_softmax(features: np.ndarray, labels: np.ndarray, protocol: Protocol) ->
       features: float [N, D]; they are standardised.
       labels: int [N]; the classes are the values seen in it.
       protocol: of the fit.
+
+    Raises:
+      InputError: there are no finite weights.
     """
     mean, scale = _standard(features)
     classes, targets = np.unique(labels, return_inverse=True)
@@ -218,6 +238,7 @@ def fit_softmax(features: np.ndarray, labels: np.ndarray, protocol: Protocol) ->
         params = jax.tree.map(lambda leaf: leaf[np.argsort(order), 0], fitted)
     else:
         params = _sgd(features, targets, mean, scale, decays, len(classes), protocol)
+    _check_fit(params["kernel"], protocol.weight_decays)
     return SoftmaxProbe(mean, scale, params["kernel"], params["bias"], classes)
 
 
@@ -345,7 +366,12 @@ def classify(
 
 
 def evaluate(
-    encoders: Mapping[str, FeatureFunction], splits: Mapping[str, Batches], label: str, protocol: Protocol
+    encoders: Mapping[str, FeatureFunction],
+    splits: Mapping[str, Batches],
+    label: str,
+    protocol: Protocol,
+    *,
+    layer: str | None = None,
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Classifies by the features of several encoders.
 
@@ -354,11 +380,15 @@ def evaluate(
       splits: "train", "validation", "test" -> batches with the field `label`, see `features.collect`.
       label: name of the field with the classes.
       protocol: of the fit.
+      layer: that the features are of, for the sentence of an error.
 
     Yields:
       (encoder, scores), see `classify`.
+
+    Raises:
+      InputError: a split is empty, a feature is NaN or infinite, or the fit diverges.
     """
-    rows = {split: collect(batches, encoders) for split, batches in splits.items()}
+    rows = {split: collect(batches, encoders, layer=layer) for split, batches in splits.items()}
     for encoder in encoders:
         sets = (
             (rows[split].features[encoder], rows[split].fields[label])

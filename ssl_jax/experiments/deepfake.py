@@ -771,8 +771,9 @@ def answer(
 ) -> scores.Answers:
     """What the network says of the frames of a split, or of `limit` of them, spread evenly."""
     variables = training.variables_of(state)
-    rows = collect(read_split(setup, around, split, limit), {"fake": functools.partial(predict, variables)})
-    return scores.Answers(rows.fields["label"], rows.fields["video"], rows.features["fake"][:, 0])
+    networks = {"classifier": functools.partial(predict, variables)}
+    rows = collect(read_split(setup, around, split, limit), networks)
+    return scores.Answers(rows.fields["label"], rows.fields["video"], rows.features["classifier"][:, 0])
 
 
 def judge(

@@ -363,7 +363,8 @@ def open_surroundings(setup: Setup, encoders: Mapping[str, dict[str, Any]], work
     """Opens the data set and places the encoders on the devices.
 
     Raises:
-      InputError: several processes, a batch that cannot be divided, no such data set, or no labels in it.
+      InputError: several processes, a batch that cannot be divided, no such data set, no labels in it, or
+        fewer keys than neighbours.
     """
     if jax.process_count() > 1:
         raise InputError(
@@ -384,6 +385,10 @@ def open_surroundings(setup: Setup, encoders: Mapping[str, dict[str, Any]], work
             f"{data.name} has no class label {label!r} (config.data.label); it has: "
             f"{', '.join(labels) or 'none'}."
         )
+    if setup.retrieval.enabled:
+        limit = getattr(setup.data, f"{setup.retrieval.keys}_examples")
+        number = len(data.open(setup.retrieval.keys))
+        retrieval.check_top(setup.retrieval, min(number, limit or number))
     return Surroundings(
         data=data,
         label=label,
@@ -436,7 +441,7 @@ def probe_layers(setup: Setup, around: Surroundings) -> Scores:
             split: open_split(setup, around, split, (around.label,))
             for split in ("train", "validation", "test")
         }
-        found = linear_probe.evaluate(encoders, splits, around.label, setup.linear_probe)
+        found = linear_probe.evaluate(encoders, splits, around.label, setup.linear_probe, layer=layer)
         for encoder, scores in found:
             yield encoder, {f"linear_probe/{layer}/{name}": value for name, value in scores.items()}
 
@@ -446,7 +451,9 @@ def retrieve(setup: Setup, around: Surroundings) -> Scores:
     protocol = setup.retrieval
     encoders = feature_functions(setup, around, protocol.layer, cells(protocol.pool))
     fields = (around.label, *(name for name in ("episode", "ram", "game") if around.has(name)))
-    read = lambda split: collect(open_split(setup, around, split, tuple(dict.fromkeys(fields))), encoders)
+    read = lambda split: collect(
+        open_split(setup, around, split, tuple(dict.fromkeys(fields))), encoders, layer=protocol.layer
+    )
     queries = read(protocol.queries)
     keys = queries if protocol.keys == protocol.queries else read(protocol.keys)
     for encoder in encoders:
@@ -505,7 +512,7 @@ def probe_states(setup: Setup, around: Surroundings) -> tuple[Scores, dict[str, 
     splits = {
         split: open_split(setup, around, split, ("ram", "game")) for split in ("train", "validation", "test")
     }
-    frames = state_probe.readouts(state_probe.read(splits, encoders), protocol.pool)
+    frames = state_probe.readouts(state_probe.read(splits, encoders, protocol.layer), protocol.pool)
     games = around.data.class_names("game")
     known, means = {}, {}
     for name, part in frames.items():
