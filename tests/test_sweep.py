@@ -210,6 +210,10 @@ BAD = {
     "seed twice": ({"seeds": (1, 1)}, "config.seeds must be"),
     "override": ({"overrides": ("train.stepz=1",)}, "config.train.stepz, did you mean config.train.steps"),
     "type of an override": ({"overrides": ("train.steps=many",)}, "config.train.steps must be int"),
+    "an axis that an override undoes": (
+        {"axes": {"policy": ("uniform", "exp3")}, "overrides": ("policy=exp3",)},
+        "policy=uniform-seed=0 and policy=exp3-seed=0 are runs of the same config",
+    ),
     "compute": (
         {"axes": {"policy": ("uniform", "slow")}},
         "do not train alike .*steps: 3 -> 4 in config.train",
@@ -397,13 +401,14 @@ def test_sweep_of_dueling_dqn_shows_scores_differences_and_protocol(place, one_d
         place,
         sweep_of(
             "dueling_dqn.py",
-            axes={"game": ("Pong",), "aux": ("none", "rotation")},
+            axes={"game": ("Pong",), "aux": ("none", "none network.dueling=False")},
             compare="aux",
             baseline="none",
             seeds=(0, 1),
             overrides=(
                 "train.agent_steps=80",
                 "train.evaluate_every=40",
+                "train.target_period=2",
                 "protocol.frame_size=(36,36)",
                 "protocol.max_episode_frames=160",
                 "protocol.evaluation_episodes=2",
@@ -412,24 +417,26 @@ def test_sweep_of_dueling_dqn_shows_scores_differences_and_protocol(place, one_d
         ),
     )
     scores = {}
-    for aux in ("none", "rotation"):
+    for aux in ("none", "none+network.dueling=False"):
         for seed in (0, 1):
             path = place / "w" / f"game=Pong-aux={aux}-seed={seed}" / "results.json"
             agents = json.loads(path.read_text())["scores"]["agents"]
             scores[aux, seed] = {
                 name: np.mean(agents[name]["returns"]) for name in ("last", "best", "random")
             }
-    baseline, rotation = table["rows"]
+    baseline, plain = table["rows"]
     for name in ("last", "best", "random"):
-        expected = {str(seed): scores["rotation", seed][name] for seed in (0, 1)}
-        assert rotation["measures"][f"score/{name}"]["values"] == expected
-        assert rotation["measures"][f"score/{name}"]["mean"] == np.mean(list(expected.values()))
-    pairs = [scores["rotation", seed]["last"] - scores["none", seed]["last"] for seed in (0, 1)]
-    found = rotation["difference_to_baseline"]["score/last"]
+        expected = {str(seed): scores["none+network.dueling=False", seed][name] for seed in (0, 1)}
+        assert plain["measures"][f"score/{name}"]["values"] == expected
+        assert plain["measures"][f"score/{name}"]["mean"] == np.mean(list(expected.values()))
+    pairs = [
+        scores["none+network.dueling=False", seed]["last"] - scores["none", seed]["last"] for seed in (0, 1)
+    ]
+    found = plain["difference_to_baseline"]["score/last"]
     assert list(found["values"].values()) == pairs
     # Half the width is 12.7062, the quantile of t with one degree of freedom, times the standard error.
     assert found["high"] - found["mean"] == pytest.approx(12.7062 * abs(pairs[1] - pairs[0]) / 2, abs=1e-3)
-    assert "score/random" not in rotation["difference_to_baseline"]
+    assert "score/random" not in plain["difference_to_baseline"]
     for row in table["rows"]:
         assert row["protocol"]["frames_trained"] == 4 * 80
         assert (row["protocol"]["game"], row["protocol"]["evaluation_episodes"]) == ("Pong", 2)

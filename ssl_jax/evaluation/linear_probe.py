@@ -29,13 +29,26 @@ def pool(maps: jax.Array, grid: tuple[int, int]) -> jax.Array:
     """Means of maps [N, h, w, C] over the cells of a grid: [N, rows * columns * C].
 
     Cells are as equal as whole pixels allow, as in `numpy.array_split`.
+
+    Raises:
+      InputError: the grid has more rows or columns than the maps.
     """
+    check_grid("a grid", grid, maps.shape[1:3])
     cells = [
         cell.mean((1, 2))
         for row in jnp.array_split(maps, grid[0], axis=1)
         for cell in jnp.array_split(row, grid[1], axis=2)
     ]
     return jnp.concatenate(cells, axis=-1)
+
+
+def check_grid(path: str, grid: tuple[int, int], size: tuple[int, int]) -> None:
+    """Raises InputError, with the key `path`, unless a map of height and width `size` fills every cell."""
+    if not (1 <= grid[0] <= size[0] and 1 <= grid[1] <= size[1]):
+        raise InputError(
+            f"{path}={tuple(grid)} must have from 1 to {size[0]} rows and from 1 to {size[1]} columns, as "
+            "the encoder's map has: the mean of a cell without pixels is none."
+        )
 
 
 def positions(maps: jax.Array) -> jax.Array:

@@ -26,7 +26,6 @@ from ssl_jax.evaluation import finetune, linear_probe, retrieval, state_probe
 from ssl_jax.evaluation.features import Batches, FeatureFunction, Rows, collect
 from ssl_jax.experiments import pretrain
 from ssl_jax.networks import weights
-from ssl_jax.pretext import jigsaw
 from ssl_jax.report import figures, page
 from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime import mesh as mesh_lib
@@ -203,6 +202,11 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         for name in names:
             if name is not None:
                 config_lib.check_known(key, name, layers)
+    for name in ("retrieval", "finetune", "state_probe"):
+        section = sections[name]
+        if section.enabled:
+            layer = getattr(section, "layer", None)
+            pretrain.check_pool(run, f"config.{name}.pool", section.pool, layer)
     return Setup(
         checkpoint=directory,
         which=values["which"],
@@ -319,16 +323,7 @@ def network_variables(encoder: Mapping[str, Any]) -> dict[str, Any]:
 
 def probe_grid(setup: Setup, layer: str) -> tuple[int, int]:
     """The grid that leaves about `linear_probe.values` values of the map of a whole picture at a layer."""
-    encoder, part = setup.run.network.encoder, setup.run.tasks[0].puzzle.part_size
-
-    def shape(images):
-        parts = jigsaw.cover(images, part)
-        variables = initial_encoder(setup)
-        maps = encoder.apply(variables, parts.reshape(-1, *parts.shape[3:]), train=False, layer=layer)
-        return jigsaw.join(maps.reshape(*parts.shape[:3], *maps.shape[1:]))
-
-    maps = jax.eval_shape(shape, jax.ShapeDtypeStruct((1, *setup.run.data.image_size, 3), jnp.float32))
-    return linear_probe.grid_of(*maps.shape[1:], setup.linear_probe.values)
+    return linear_probe.grid_of(*pretrain.map_shape(setup.run, layer), setup.linear_probe.values)
 
 
 # --- The evaluations
