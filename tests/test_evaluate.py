@@ -328,6 +328,11 @@ def test_a_key_that_nobody_reads_names_the_closest(run_dir):
         evaluate.setup_from_config(config)
 
 
+def test_nothing_to_evaluate_is_refused_before_a_run_is_looked_for():
+    with pytest.raises(InputError, match=r"nothing is to be evaluated; enable config.linear_probe"):
+        evaluate.setup_from_config(load("evaluate.py", ALL_OFF))
+
+
 def test_a_checkpoint_must_be_given():
     config = config_lib.load(str(CONFIGS / "evaluate.py"))
     with pytest.raises(InputError, match=r"give the work directory .* by --config.checkpoint=DIR"):

@@ -390,7 +390,7 @@ def test_steps_learn_what_the_meter_measures():
     """Left is red and right is blue: after a few steps both orders are told apart, held out too."""
     setup = make_setup(
         **{
-            "spatial.selection.period": 200,
+            "spatial.selection.period": 150,
             "spatial.selection.num_groups": 2,
             "spatial.puzzle.grid": (1, 2),
             "spatial.puzzle.normalize": False,

@@ -35,6 +35,10 @@ from ssl_jax.runtime.errors import InputError
 
 SAMPLES, NEIGHBOURS = 8, 6  # queries and their neighbours in a picture
 MAPPED = 1000  # examples in a map of the features, at most
+NOTHING = (
+    "nothing is to be evaluated; enable config.linear_probe, config.retrieval, config.finetune or, where "
+    "frames have RAM labels, config.state_probe."
+)
 Scores = Iterable[tuple[str, Mapping[str, float]]]  # (encoder, {name: value})
 
 
@@ -165,7 +169,8 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
     """Reads and checks every section of a config, and the config of the run that it names.
 
     Raises:
-      InputError: a key that nobody reads, a wrong type, no such run, or a layer that its encoder lacks.
+      InputError: a key that nobody reads, a wrong type, nothing to evaluate, no such run, or a layer or
+        a grid that its encoder lacks.
     """
 
     def make(
@@ -187,6 +192,8 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         name: builder(**config_lib.unpack(values[name], builder, path=name))
         for name, builder in builders.items()
     }
+    if not any(sections[name].enabled for name in sections if name != "data"):
+        raise InputError(NOTHING)
     if values["checkpoint"] is None:
         raise InputError("give the work directory of a pre-training run by --config.checkpoint=DIR.")
     directory = Path(values["checkpoint"])
@@ -642,10 +649,7 @@ def evaluate(
         logging.info("%s has no RAM labels: the state probe is left out.", around.data.name)
         del parts["state_probe"]
     if not parts:
-        raise InputError(
-            "nothing is to be evaluated; enable config.linear_probe, config.retrieval, config.finetune or, "
-            "where frames have RAM labels, config.state_probe."
-        )
+        raise InputError(NOTHING)
     evaluations: dict[str, dict[str, float]] = {name: {} for name in around.encoders}
     probe = None
     with metrics_lib.Progress(len(parts), description="evaluating") as progress:
