@@ -14,7 +14,6 @@ setup(
         "absl-py",
         "array_record",
         "av>=18",
-        "chex",
         "dm-pix",
         "envpool>=1.2",
         "flax>=0.12",
@@ -40,16 +39,22 @@ setup(
         "notebooks": ["ipykernel", "jupytext", "pandas"],  # colabs/
         "slurm": ["submitit>=1.5"],  # launch/slurm.py
         "test": [
+            "chex",
+            "cloudpickle",
             "h5py",
             "hypothesis",
             "import-linter",
-            "ipykernel",  # this, jupytext, nbclient and pandas for the notebooks in colabs/
+            "ipykernel",  # this, and down to pandas, for the notebooks in colabs/
+            "ipython",
             "jupytext",
             "nbclient",
+            "nbformat",
+            "ml-dtypes",
             "opencv-python-headless<5",
             "pandas",
             "pytest",
             "pytest-xdist",
+            "pyyaml",
             "ruff",
         ],
         "test-parity": ["torch==2.13.*"],  # our networks against those of PyTorch

@@ -11,9 +11,10 @@ from ssl_jax.runtime.config import parse_arg
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    preset, _ = parse_arg(arg, presets=("smoke",))
+    preset, options = parse_arg(arg, presets=("smoke",), which=("best", "last", "random"))
     config = ConfigDict(default())
     config.update({"default": {}, "smoke": smoke()}[preset])
+    config.which = options.which
     return config
 
 

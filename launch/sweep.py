@@ -108,7 +108,8 @@ def plan(sweep: Sweep, workdir: Path = Path("runs")) -> list[Run]:
 
     Raises:
       InputError: an axis, value, preset or override that is not known, a baseline that is not on its axis,
-        values or seeds given twice, or compared runs that do not train alike (config.train differs).
+        values or seeds given twice, compared runs that do not train alike (config.train differs), or runs of
+        the same config.
     """
     _check_axes(sweep)
     axes = [*(axis for axis in sweep.axes if axis != sweep.compare), sweep.compare]
@@ -119,6 +120,7 @@ def plan(sweep: Sweep, workdir: Path = Path("runs")) -> list[Run]:
         for values in combinations
     ]
     _check_equal_compute(runs, sweep.compare)
+    _check_different(runs)
     return runs
 
 
@@ -190,6 +192,18 @@ def _check_equal_compute(runs: Sequence[Run], compare: str) -> None:
             raise InputError(
                 f"{first.name} and {run.name} do not train alike ({'; '.join(lines)} in config.train), and "
                 "only equal compute compares; to change the training of all, use the sweep's config.overrides"
+            )
+
+
+def _check_different(runs: Sequence[Run]) -> None:
+    """Two runs of one config say nothing of each other: something undoes what an axis chooses."""
+    firsts: dict[str, Run] = {}
+    for run in runs:
+        first = firsts.setdefault(run.config.to_json(sort_keys=True), run)
+        if first is not run:
+            raise InputError(
+                f"{first.name} and {run.name} are runs of the same config: something in config.overrides, or "
+                "in a value of an axis, takes back what an axis or config.seeds chooses; leave it out"
             )
 
 

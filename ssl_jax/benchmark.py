@@ -55,7 +55,7 @@ MOST_REMEMBERED = 20_000  # transitions of an agent: a memory that is filled wit
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config to measure.")
 _ONLY = flags.DEFINE_list("only", [], "Parts to measure, all by default.")
-_SECONDS = flags.DEFINE_float("seconds", 5.0, "How long each rate is measured, in seconds.")
+_SECONDS = flags.DEFINE_float("seconds", 5.0, "How long each rate is measured, in seconds.", lower_bound=0.0)
 _JSON = flags.DEFINE_string("json", None, "Where to write the numbers as JSON, besides the table.")
 
 

@@ -38,7 +38,7 @@ def export(
 
     Raises:
       InputError: `run` is no work directory, or of an experiment without an encoder; there is no such
-        checkpoint, or it is broken; or the file cannot be written.
+        checkpoint, it is broken, or holds numbers that are not finite; or the file cannot be written.
     """
     run = Path(run)
     path = run / config_lib.CONFIG_FILE
@@ -54,6 +54,7 @@ def export(
     variables = {kind: state.get(kind, {}).get("encoder", {}) for kind in ("params", "batch_stats")}
     if not variables["params"]:
         raise InputError(f"the checkpoint of step {state['step']} in {run} holds no encoder.")
+    weights.check_finite(weights.flatten(variables), f"the checkpoint of step {state['step']} in {run}")
     weights.save(file, ENCODERS[name](), variables)
     return int(state["step"]), {tensor: array.shape for tensor, array in weights.read(file).items()}
 

@@ -306,3 +306,10 @@ def test_directories_that_cannot_be_used(tmp_path):
 def test_unknown_config(tmp_path):
     with pytest.raises(InputError, match="'defalt'; did you mean default"):
         atari_frames.build("defalt", str(tmp_path))
+
+
+@pytest.mark.parametrize("game", ["ALE/Pong-v5", "PongNoFrameskip-v4", "Pong-ram-v4", "Pong"])
+def test_game_of_another_spelling_names_the_game(game):
+    for ask in (atari_frames.ram_labels, lambda game: next(atari_frames.play(game, [0], [0], 1, 0))):
+        with pytest.raises(InputError, match=f"{game!r}; did you mean pong or"):
+            ask(game)

@@ -288,6 +288,17 @@ def test_names_of_weights():
         ("", {"train.what": "head", "train.rotation": 1.0}, "config.train.rotation=1.0 teaches the encoder"),
         ("", {"train.dropout": 1.0}, r"dropout=1.0 in \[0, 1\)"),
         ("", {"train.patience": 0}, "config.train.patience, pool and evaluated must be at least 1"),
+        (
+            "",
+            {"train.pool": (9, 9)},
+            r"config.train.pool=\(9, 9\) must have from 1 to 4 rows and from 1 to 4 col",
+        ),
+        (
+            "",
+            {"train.warmup_steps": 13},
+            "config.train.warmup_steps=13 must lie from 0 to config.train.steps=12",
+        ),
+        ("", {"smoothgrad.chunk": 0}, "config.smoothgrad.chunk must be at least 1, not 0"),
     ],
 )
 def test_values_that_cannot_be_are_named(option, overrides, sentence, tmp_path):

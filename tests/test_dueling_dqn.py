@@ -253,7 +253,8 @@ def test_epsilon_falls_in_a_line_after_the_random_phase():
 
 def test_actions_are_random_first_and_greedy_in_the_end():
     setup = make_setup(**{"environments.num": 32, "exploration.random_steps": 320, "replay.capacity": 640,
-                          "exploration.decay_steps": 320, "exploration.final_epsilon": 0.0})  # fmt: skip
+                          "exploration.decay_steps": 320, "exploration.final_epsilon": 0.0,
+                          "train.agent_steps": 640})  # fmt: skip
     agent = made_up_agent(setup)
     state = dueling_dqn.State(step=jnp.int32(0), updates=jnp.int32(0), key=KEY, agent=agent, replay=None)
     actor = dueling_dqn.make_actor(setup)
@@ -271,7 +272,7 @@ def test_actions_are_random_first_and_greedy_in_the_end():
     ("num", "updates", "between"), [(1, 1, 4), (2, 1, 2), (4, 1, 1), (8, 2, 1), (32, 8, 1)]
 )
 def test_one_update_for_four_agent_steps_whatever_the_number_of_environments(num, updates, between):
-    setup = make_setup(**{"environments.num": num, "exploration.random_steps": 320, "replay.capacity": 640})
+    setup = make_setup(**{"environments.num": num, "exploration.random_steps": 160, "replay.capacity": 640})
     assert (setup.updates_per_step, setup.steps_between_updates) == (updates, between)
     assert 4 * setup.updates_per_step == num * setup.steps_between_updates
     assert setup.num_steps == math.ceil(240 / num)
@@ -624,6 +625,19 @@ def test_start_from_takes_the_trunk_of_either_kind_of_run(tmp_path):
     assert state.agent.params["trunk"].keys() == trunk.keys()
 
 
+def test_start_from_a_trunk_that_is_not_finite_names_the_tensor(tmp_path):
+    trunk = copy(made_up_agent(make_setup()).params["trunk"])
+    trunk["conv2"]["bias"][3] = np.nan
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, {"params": {"encoder": trunk}}, {})
+    checkpoints.close()
+    setup = make_setup(**{"network.start_from": tmp_path / "checkpoints"})
+    with pytest.raises(
+        InputError, match=r"config.network.start_from=\S+ holds NaN .* in conv2/bias \(1 of 64"
+    ):
+        dueling_dqn.create_state(setup, KEY)
+
+
 def test_start_from_what_holds_no_trunk(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(1, {"params": {"decoder": np.zeros(3)}}, {})
@@ -645,6 +659,9 @@ def test_unknown_names():
     sentence = refused("smoke,game=Pnog")
     assert sentence.startswith("unknown Atari game 'Pnog', did you mean 'Pong'? known: ")
     assert "Breakout" in sentence
+    assert "the name of the game, 'Pong', and set config.protocol.frame_skip" in refused(
+        "smoke,game=ALE/Pong-v5"
+    )
     with pytest.raises(InputError, match="did you mean 'sequence'"):
         load("smoke,aux=sequenze")
     assert "did you mean 'rotation'" in refused(**{"auxiliary.name": "rotatoin"})
@@ -682,6 +699,23 @@ def test_unknown_names():
         ("smoke", {"auxiliary.weight": 0.0}, ["config.auxiliary.weight must be above 0"]),
         ("smoke", {"train.target_period": 0}, ["config.train.target_period must be at least 1"]),
         ("smoke", {"replay.place": "cloud"}, ["config.replay.place", "'device'", "'host'"]),
+        ("smoke", {"train.agent_steps": 64},
+         ["config.train.agent_steps=64 makes no update", "exploration.random_steps=64", "at least 65"]),
+        ("smoke", {"train.agent_steps": 20},
+         ["config.train.agent_steps=20 makes no update", "exploration.random_steps=64", "at least 65"]),
+        ("smoke", {"exploration.random_steps": 300}, ["config.train.agent_steps=240", "at least 301"]),
+        ("smoke", {"environments.num": 1, "train.steps_per_update": 128, "exploration.random_steps": 130},
+         ["config.train.agent_steps=240 makes no update", "random_steps=130", "at least 257"]),
+        ("smoke", {"train.target_period": 44},
+         ["config.train.target_period=44 must be below the 44 updates", "config.train.agent_steps=240"]),
+        ("smoke", {"replay.capacity": 40, "train.batch_size": 41},
+         ["config.train.batch_size=41", "config.replay.capacity=40"]),
+        ("smoke", {"replay.n_step": 0}, ["config.replay.n_step must be at least 1, not 0"]),
+        ("smoke", {"replay.priority_exponent": -0.5}, ["config.replay.priority_exponent must be at least 0"]),
+        ("smoke", {"replay.importance_exponent": 1.5}, ["replay.importance_exponent must lie in [0, 1]"]),
+        ("smoke", {"train.gamma": 1.01}, ["config.train.gamma must lie in [0, 1], not 1.01"]),
+        ("smoke", {"protocol.evaluation_epsilon": 1.0}, ["evaluation_epsilon=1.0 scores a random agent"]),
+        ("smoke", {"seed": -1}, ["config.seed must be at least 0, not -1"]),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_one_sentence(arg, overrides, says):
@@ -695,6 +729,11 @@ def test_sizes_that_just_fit():
         ("smoke", {"exploration.random_steps": 20}),
         ("smoke", {"replay.capacity": 40}),
         ("smoke", {"train.checkpoint_every": 8}),
+        ("smoke", {"train.target_period": 43}),
+        ("smoke", {"train.target_period": 1, "train.agent_steps": 69}),
+        # What happens at the end as well may be further off than the end.
+        ("smoke", {f"train.{what}_every": 10_000 for what in ("log", "evaluate", "checkpoint")}),
+        ("smoke", {"exploration.decay_steps": 10_000, "replay.importance_steps": 10_000}),
         ("smoke", {"protocol.frame_size": (36, 36)}),
         ("smoke,aux=jigsaw", {"auxiliary.grid": (4, 4)}),
         ("paper,aux=jigsaw", {"auxiliary.grid": (3, 3)}),

@@ -391,6 +391,34 @@ def test_another_encoder_than_the_configs_is_named(run_dir, tmp_path):
     assert not (tmp_path / "evaluation" / "results.json").exists()
 
 
+def test_an_encoder_that_is_not_finite_names_the_tensor(run_dir, tmp_path):
+    setup = setup_of(run_dir)
+    encoder = jax.tree.map(np.array, evaluate.restore_encoder(setup, 10))
+    encoder["params"]["conv1"]["bias"][1] = np.nan
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(10, {name: {"encoder": tree} for name, tree in encoder.items()}, {})
+    checkpoints.close()
+    (tmp_path / "config.json").write_bytes((run_dir / "config.json").read_bytes())
+    with pytest.raises(InputError, match=r"checkpoint 10 in \S+ holds NaN .* in params/conv1/bias \(1 of 4 "):
+        whole(tmp_path, tmp_path / "evaluation")
+
+
+@pytest.mark.parametrize("part", ["linear_probe", "retrieval", "state_probe"])
+def test_features_that_overflow_name_encoder_layer_and_share(run_dir, tmp_path, part):
+    """Weights that are finite, and too large for what they make of a picture."""
+    setup = setup_of(run_dir)
+    encoder = jax.tree.map(np.array, evaluate.restore_encoder(setup, 10))
+    encoder["params"]["conv2"] = jax.tree.map(lambda x: np.full_like(x, 3e38), encoder["params"]["conv2"])
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(10, {name: {"encoder": tree} for name, tree in encoder.items()}, {})
+    checkpoints.close()
+    (tmp_path / "config.json").write_bytes((run_dir / "config.json").read_bytes())
+    key = "linear_probe.layers" if part == "linear_probe" else f"{part}.layer"
+    layer = ("conv2",) if part == "linear_probe" else "conv2"
+    with pytest.raises(InputError, match=r"% of the numbers .* 'trained' gives at the layer 'conv2', in 100"):
+        whole(tmp_path, tmp_path / "evaluation", **ALL_OFF | {f"{part}.enabled": True, key: layer})
+
+
 def broken(tmp_path, run_dir, what):
     """A directory that is no run, has no checkpoint, is of another experiment, or of an old config."""
     directory = tmp_path / what
@@ -431,11 +459,18 @@ def test_what_is_no_run_is_named(tmp_path, run_dir, what, sentence):
         ({"finetune.from_layer": "conv4"}, "unknown config.finetune.from_layer 'conv4'"),
         ({"finetune.layer_decay": 2.0}, "config.finetune.layer_decay must lie in"),
         ({"data.train_examples": 0}, "config.data.train_examples must be at least 1"),
+        ({"retrieval.pool": (99, 1)}, r"config.retrieval.pool=\(99, 1\) must have from 1 to"),
+        ({"state_probe.pool": (1, 0)}, r"config.state_probe.pool=\(1, 0\) must have from 1 to"),
+        ({"finetune.pool": (1, 99)}, r"config.finetune.pool=\(1, 99\) must have from 1 to"),
         ({"which": "newest"}, "config.which must be one of 'best', 'last', 'random'"),
         ({"data.batch_size": 6}, "multiples of the 4 devices"),
         ({"finetune.batch_size": 6}, "multiples of the 4 devices"),
         ({"data.label": "ram"}, "no class label 'ram' .* it has: game"),
         (ALL_OFF, "nothing is to be evaluated"),
+        (
+            {"retrieval.top": (97, 200)},
+            r"config.retrieval.top=\(97, 200\) asks for at least 97 .* are 96 keys",
+        ),
     ],
 )
 def test_values_that_cannot_be_are_named(run_dir, tmp_path, overrides, sentence):
@@ -458,6 +493,11 @@ def test_a_key_that_nobody_reads_names_the_closest(run_dir):
         config.retrieval.clip_frame = 3
     with pytest.raises(InputError, match=r"config\.retrieval\.clip_frame.*did you mean.*clip_frames"):
         evaluate.setup_from_config(config)
+
+
+def test_nothing_to_evaluate_is_refused_before_a_run_is_looked_for():
+    with pytest.raises(InputError, match=r"nothing is to be evaluated; enable config.linear_probe"):
+        evaluate.setup_from_config(load("evaluate.py", ALL_OFF))
 
 
 def test_a_checkpoint_must_be_given():

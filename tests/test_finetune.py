@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import itertools
 
@@ -134,6 +135,23 @@ def test_a_loss_that_is_not_finite_is_named(params):
     broken = jax.tree.map(lambda leaf: leaf * np.inf, params)
     with pytest.raises(InputError, match=r"the loss of fine-tuning is \w+ at step 4; lower"):
         train(broken, steps=8, validate_every=4)
+
+
+def test_answers_that_are_not_finite_are_not_taken_for_the_first_class(params):
+    """Numbers that overflow on the test examples alone, whose first row is white."""
+    diverging = lambda params, images: jnp.where(
+        (images[:, :1] == 255).all((1, 2, 3))[:, None], jnp.nan, encode(params, images)
+    )
+
+    def white(examples):
+        for batch in examples:
+            batch["image"][:, :1] = 255
+            yield batch
+
+    given = dataclasses.replace(examples(), test=lambda: white(batches(30, 2)))
+    protocol = finetune.Protocol(steps=1, batch_size=16)
+    with pytest.raises(InputError, match=r"100.0% of the answers after fine-tuning are not finite; lower"):
+        finetune.finetune(diverging, ENCODER, params, given, protocol, mesh_lib.make(1))
 
 
 # --- Who learns how fast

@@ -37,6 +37,13 @@ def test_maps_are_pooled_in_the_cells_of_a_grid():
     np.testing.assert_allclose(linear_probe.pool(maps, (1, 1)), maps.mean((1, 2)), rtol=1e-6)
 
 
+@pytest.mark.parametrize("grid", [(5, 1), (1, 6), (0, 1)])
+def test_grid_finer_than_the_map_is_refused(grid):
+    """A cell without pixels would have the mean NaN."""
+    with pytest.raises(InputError, match="must have from 1 to 4 rows and from 1 to 5 columns"):
+        linear_probe.pool(np.zeros((2, 4, 5, 3), np.float32), grid)
+
+
 def test_positions_by_hand():
     # One place of 4 x 2 is active by 1: the deviation over the places is sqrt(7) / 8, so that its share is
     # e^(8 / sqrt 7) to 1 for each of the others.
@@ -297,3 +304,13 @@ def test_videos_are_classified_by_the_mean_probability_of_their_frames():
     assert found["accuracy"] == pytest.approx(2 / 3)
     assert found["frame_accuracy"] == pytest.approx(4 / 7)
     assert linear_probe.classify(train, train, (test, truth), protocol)["accuracy"] == pytest.approx(4 / 7)
+
+
+def test_fit_without_finite_weights_names_the_decay():
+    features = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    labels = np.arange(6) % 2
+    spoilt = np.where(np.eye(6, 4, dtype=bool), np.nan, features)
+    with pytest.raises(InputError, match=r"no finite weights with weight_decays of 0.1, 1;"):
+        linear_probe.fit(spoilt, labels[:, None], (0.1, 1.0))
+    with pytest.raises(InputError, match=r"no finite weights with weight_decays of 0.1;"):
+        linear_probe.fit_softmax(spoilt, labels, linear_probe.Protocol(weight_decays=(0.1,), iterations=5))

@@ -390,7 +390,7 @@ def test_steps_learn_what_the_meter_measures():
     """Left is red and right is blue: after a few steps both orders are told apart, held out too."""
     setup = make_setup(
         **{
-            "spatial.selection.period": 200,
+            "spatial.selection.period": 150,
             "spatial.selection.num_groups": 2,
             "spatial.puzzle.grid": (1, 2),
             "spatial.puzzle.normalize": False,
@@ -505,6 +505,34 @@ def test_an_unknown_split_names_the_closest():
         ({"train.accumulate": 3}, "must be a multiple of config.train.accumulate=3"),
         ({"train.log_every": 0}, "config.train.log_every must be at least 1"),
         ({"spatial.permutations.num": 0}, "num"),
+        (
+            {"train.warmup_steps": 25},
+            "config.train.warmup_steps=25 must lie from 0 to config.train.steps=24, or the learning rate",
+        ),
+        ({"train.learning_rate": 0.0}, "config.train.learning_rate=0.0 must be above 0"),
+        ({"train.weight_decay": -0.1}, "weight_decay=-0.1 at least 0"),
+        (
+            {"spatial.selection.period": 25},
+            "config.spatial.selection.period=25 is longer than config.train.steps=24, so that policy",
+        ),
+        ({"spatial.selection.baseline_decay": 1.0}, "baseline_decay must be at least 0 and below 1, not 1.0"),
+        ({"spatial.head.dropout": 1.0}, "config.spatial.head.dropout must lie in [0, 1), not 1.0"),
+        ({"spatial.validation.examples": 0}, "config.spatial.validation.examples=0 and batch_size=8 must be"),
+        (
+            {"spatial.validation.classes_per_example": 21},
+            "classes_per_example=21 from 1 to the 20 classes",
+        ),
+        (
+            {"spatial.selection.slice.classes_per_example": 2, "spatial.selection.slice.examples": 4},
+            "classes_per_example=2 times its examples=4 must be at least the 20 classes",
+        ),
+        (
+            {"probe.pool": (9, 1)},
+            "config.probe.pool=(9, 1) must have from 1 to 8 rows and from 1 to 8 columns",
+        ),
+        ({"probe.pool": (0, 1)}, "config.probe.pool=(0, 1) must have from 1 to"),
+        ({"probe.train_frames": 0}, "config.probe.train_frames must be at least 1, not 0"),
+        ({"probe.weight_decays": (0.0,)}, "must name decays above 0"),
     ],
 )
 def test_values_that_cannot_be_are_named(overrides, sentence):

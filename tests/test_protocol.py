@@ -26,6 +26,33 @@ def test_unknown_game_names_the_closest_and_lists_them():
         Protocol(game="spaceinvaders")
 
 
+@pytest.mark.parametrize("game", ["pong", "PONG", "PongNoFrameskip", "pong-ram"])
+def test_game_of_another_spelling_names_the_game(game):
+    with pytest.raises(InputError, match=f"unknown Atari game '{game}', did you mean 'Pong'"):
+        Protocol(game=game)
+
+
+@pytest.mark.parametrize(
+    ("environment", "game"),
+    [
+        ("ALE/Pong-v5", "Pong"),
+        ("Pong-v5", "Pong"),
+        ("PongNoFrameskip-v4", "Pong"),
+        ("PongDeterministic-v0", "Pong"),
+        ("Pong-ram-v4", "Pong"),
+        ("ALE/SpaceInvaders-v5", "SpaceInvaders"),
+        ("Pitfall2NoFrameskip-v4", "Pitfall2"),
+    ],
+)
+def test_environment_id_is_refused_with_the_name_of_its_game(environment, game):
+    """It stands for a frame skip and sticky actions, which would silently be others."""
+    with pytest.raises(InputError) as caught:
+        Protocol(game=environment)
+    assert f"config.protocol.game='{environment}' is the id of an environment" in str(caught.value)
+    assert f"the name of the game, '{game}', and set config.protocol.frame_skip" in str(caught.value)
+    assert "config.protocol.sticky_actions" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("attribute", "value"),
     [

@@ -150,6 +150,23 @@ def test_frames_clips_and_videos_are_named_apart():
     assert video == 1
 
 
+def test_fewer_keys_than_the_smallest_top_names_both():
+    features = {"exact": np.eye(3, dtype=np.float32)}
+    whole = split(features, np.arange(3), np.arange(3))
+    protocol = retrieval.Protocol(top=(5, 10))
+    with pytest.raises(InputError, match=r"config.retrieval.top=\(5, 10\) .* at least 5 .* there are 3 keys"):
+        list(retrieval.evaluate(whole, whole, protocol, label="label"))
+
+
+def test_tops_that_can_be_computed_are_given():
+    """Six frames of two videos: no five videos to search, and no ten frames."""
+    features = {"exact": np.repeat(np.eye(2, dtype=np.float32), 3, 0)}
+    episode = np.repeat(np.arange(2), 3)
+    sides = [split(features, episode, episode + first) for first in (0, 10)]
+    ((_, scores),) = retrieval.evaluate(*sides, retrieval.Protocol(top=(5, 10), clip_frames=8), label="label")
+    assert scores == {"retrieval/frame/top5": 1.0}
+
+
 def test_a_split_searched_for_itself_leaves_out_what_is_the_same():
     """Every episode is a class of its own: without its own frames nothing can be found."""
     episode = np.repeat(np.arange(6), 5)
@@ -249,6 +266,25 @@ def test_many_values_fall_into_bins_equally_full():
 
 
 # --- Reading
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(("layer", "at"), [("conv3", " at the layer 'conv3'"), (None, "")])
+def test_features_that_are_not_finite_name_layer_and_share(value, layer, at):
+    features = np.zeros((8, 5), np.float32)
+    features[6, :2] = value
+    batches = [{"image": np.zeros((4, 2, 2, 3), np.uint8), "mask": np.ones(4, bool), "row": np.arange(4)}] * 2
+    rows = iter(np.split(features, 2))
+    sentence = f"5.0% of the numbers that the network 'trained' gives{at}, in 12.5% of the examples, are NaN"
+    with pytest.raises(InputError) as error:
+        collect(batches, {"trained": lambda images: next(rows)}, layer=layer)
+    assert sentence in str(error.value)
+
+
+def test_features_of_padding_that_are_not_finite_do_not_matter():
+    batch = {"image": np.zeros((2, 2, 2, 3), np.uint8), "mask": np.array([True, False])}
+    rows = collect([batch], {"trained": lambda images: np.float32([[1], [np.nan]])})
+    np.testing.assert_array_equal(rows.features["trained"], [[1]])
 
 
 def test_rows_without_a_mask_are_left_out():

@@ -5,6 +5,7 @@ import pytest
 from ssl_jax.data.atari_frames import ram_labels
 from ssl_jax.evaluation import linear_probe, state_probe
 from ssl_jax.evaluation.features import Rows, collect
+from ssl_jax.runtime.errors import InputError
 
 GAME = "breakout"
 PROTOCOL = state_probe.Protocol()
@@ -206,3 +207,16 @@ def test_summary_by_hand():
     )
     assert summary["mean_f1"] == pytest.approx((0.5 + 0.7) / 2)
     assert summary["by_variable"] == scores
+
+
+def test_ram_labels_that_can_be_nan_are_refused():
+    fields = {"ram": np.zeros((4, 128), np.float32), "digest": np.array(list("abcd"))}
+    frames = Rows({"trained": np.zeros((4, 2), np.float32)}, fields)
+    with pytest.raises(InputError, match="the RAM labels of pong in the split train are float32 and must be"):
+        state_probe.probe_game("pong", dict.fromkeys(("train", "validation", "test"), frames), PROTOCOL)
+
+
+@pytest.mark.parametrize("decays", [(), (0.0, 0.1)])
+def test_weight_decays_that_cannot_be_are_named(decays):
+    with pytest.raises(InputError, match="of the state probe must name decays above 0"):
+        state_probe.Protocol(weight_decays=decays)

@@ -8,7 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from test_evaluate import RUN, make_run
 
 from launch import sweep
 from ssl_jax.runtime import config as config_lib
@@ -208,6 +210,10 @@ BAD = {
     "seed twice": ({"seeds": (1, 1)}, "config.seeds must be"),
     "override": ({"overrides": ("train.stepz=1",)}, "config.train.stepz, did you mean config.train.steps"),
     "type of an override": ({"overrides": ("train.steps=many",)}, "config.train.steps must be int"),
+    "an axis that an override undoes": (
+        {"axes": {"policy": ("uniform", "exp3")}, "overrides": ("policy=exp3",)},
+        "policy=uniform-seed=0 and policy=exp3-seed=0 are runs of the same config",
+    ),
     "compute": (
         {"axes": {"policy": ("uniform", "slow")}},
         "do not train alike .*steps: 3 -> 4 in config.train",
@@ -367,3 +373,112 @@ def is_free(workdir: Path) -> bool:
             return True
     except InputError:
         return False
+
+
+def sweep_of(base: str, **changes) -> str:
+    """A sweep's config file, of smoke runs of a config of this repository."""
+    facts = {"base": str(ROOT / "configs" / base), "preset": "smoke", "overrides": ()} | changes
+    return f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({facts!r})\n"
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Four simulated devices only take turns."""
+    monkeypatch.setenv("XLA_FLAGS", "")
+
+
+def table_of(place: Path, config: str) -> tuple[dict, str, str]:
+    """Runs a sweep of real runs; returns its table, and that as Markdown and the page."""
+    (place / "configs" / "sweep.py").write_text(config)
+    # Not by `finish`, which forks: this process has the threads of JAX by now.
+    command = [
+        sys.executable,
+        "-m",
+        "launch.sweep",
+        "--config=configs/sweep.py",
+        "--parallel=2",
+        "--workdir=w",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    table, markdown, page = (place / "w" / name for name in ("table.json", "table.md", "report.html"))
+    return json.loads(table.read_text()), markdown.read_text(), page.read_text()
+
+
+def test_sweep_of_dueling_dqn_shows_scores_differences_and_protocol(place, one_device):
+    table, markdown, page = table_of(
+        place,
+        sweep_of(
+            "dueling_dqn.py",
+            axes={"game": ("Pong",), "aux": ("none", "none network.dueling=False")},
+            compare="aux",
+            baseline="none",
+            seeds=(0, 1),
+            overrides=(
+                "train.agent_steps=80",
+                "train.evaluate_every=40",
+                "train.target_period=2",
+                "protocol.frame_size=(36,36)",
+                "protocol.max_episode_frames=160",
+                "protocol.evaluation_episodes=2",
+                "evaluation.video_frames=0",
+            ),
+        ),
+    )
+    scores = {}
+    for aux in ("none", "none+network.dueling=False"):
+        for seed in (0, 1):
+            path = place / "w" / f"game=Pong-aux={aux}-seed={seed}" / "results.json"
+            agents = json.loads(path.read_text())["scores"]["agents"]
+            scores[aux, seed] = {
+                name: np.mean(agents[name]["returns"]) for name in ("last", "best", "random")
+            }
+    baseline, plain = table["rows"]
+    for name in ("last", "best", "random"):
+        expected = {str(seed): scores["none+network.dueling=False", seed][name] for seed in (0, 1)}
+        assert plain["measures"][f"score/{name}"]["values"] == expected
+        assert plain["measures"][f"score/{name}"]["mean"] == np.mean(list(expected.values()))
+    pairs = [
+        scores["none+network.dueling=False", seed]["last"] - scores["none", seed]["last"] for seed in (0, 1)
+    ]
+    found = plain["difference_to_baseline"]["score/last"]
+    assert list(found["values"].values()) == pairs
+    # Half the width is 12.7062, the quantile of t with one degree of freedom, times the standard error.
+    assert found["high"] - found["mean"] == pytest.approx(12.7062 * abs(pairs[1] - pairs[0]) / 2, abs=1e-3)
+    assert "score/random" not in plain["difference_to_baseline"]
+    for row in table["rows"]:
+        assert row["protocol"]["frames_trained"] == 4 * 80
+        assert (row["protocol"]["game"], row["protocol"]["evaluation_episodes"]) == ("Pong", 2)
+    assert baseline["values"] == {"game": "Pong", "aux": "none"}
+    for text in (markdown, page):
+        assert "score, last agent" in text.replace("<br>", " ")
+        assert "Protocol of all scores" in text
+        assert "80 agent steps, batches of 8" in text
+        assert "validation puzzles" not in text
+        assert "WARNING" not in text
+    assert "frames_trained 320" in markdown
+
+
+def test_sweep_of_evaluations_shows_their_numbers(place, atari_tiny_dir, one_device):
+    make_run(place / "run", RUN | {"data.data_dir": atari_tiny_dir})
+    off = ("linear_probe.enabled=False", "state_probe.enabled=False", "finetune.enabled=False")
+    table, markdown, page = table_of(
+        place,
+        sweep_of(
+            "evaluate.py",
+            axes={"which": ("best", "random")},
+            compare="which",
+            baseline="random",
+            seeds=(0,),
+            overrides=(f"checkpoint={place / 'run'}", "baseline=False", *off),
+        ),
+    )
+    (best, random) = table["rows"]
+    results = json.loads((place / "w" / "which=best-seed=0" / "results.json").read_text())
+    name = "retrieval/frame/top1"
+    assert best["measures"][name]["mean"] == results["final"][name]
+    gain = best["difference_to_baseline"][name]["mean"]
+    assert gain == best["measures"][name]["mean"] - random["measures"][name]["mean"]
+    for text in (markdown, page):
+        assert "retrieval frame top-1" in text.replace("<br>", " ")
+        assert "validation puzzles" not in text

@@ -103,7 +103,7 @@ def test_answers_are_counted_by_colour_without_the_padding(setup, variables, dev
 
 def test_red_is_counted_where_it_is():
     (task,) = make_setup(**SMALL | {"colorization.puzzle.window": (8, 8), "colorization.puzzle.size": (8, 8),
-                                    "data.image_size": (8, 8)}).tasks  # fmt: skip
+                                    "data.image_size": (8, 8), "probe.enabled": False}).tasks  # fmt: skip
     assert task.map_size == (1, 1)
     images = np.zeros((4, 8, 8, 3), np.uint8)
     images[3, ..., 0] = 255
@@ -203,6 +203,12 @@ def test_tasks_that_share_a_policy_are_looked_at_together(preset, period):
         ),
         ("policy=joint", {"spatial.selection.name": "jont"}, "did you mean 'joint'"),
         ("policy=joint", {"selection.period": 0}, "config.selection.period must be at least 1, not 0"),
+        (
+            "policy=joint",
+            {"selection.period": 99},
+            "config.selection.period=99 is longer than config.train.ste",
+        ),
+        ("tasks=temporal", {"data.stride": (3, 2)}, "stride=(3, 2) must be the least and the largest"),
     ],
 )
 def test_values_that_cannot_be_are_named(arg, overrides, sentence):

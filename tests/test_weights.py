@@ -3,9 +3,11 @@ import functools
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 
+import h5py
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -387,6 +389,118 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, problem):
     assert "\n" not in str(refusal.value)
     assert str(path) in str(refusal.value)
     assert_equal_bits(variables, before)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".h5"])
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "backbone.", "model.encoder.", "_orig_mod.module."]
+)
+@pytest.mark.parametrize(
+    "encoder", [SMALL, Compact(width=2), CaffeNet()], ids=["resnet", "compact", "caffenet"]
+)
+def test_weights_of_a_wrapped_network_are_read(tmp_path, encoder, prefix, suffix):
+    variables = made_up(template(encoder))
+    weights.save(tmp_path / "plain.safetensors", encoder, variables)
+    tensors = safetensors.numpy.load_file(tmp_path / "plain.safetensors")
+    path = tmp_path / f"wrapped{suffix}"
+    write(path, {prefix + name: tensor for name, tensor in tensors.items()})
+    assert_equal_bits(weights.load(path, encoder, variables), variables)
+
+
+def write(path, tensors):
+    """A file of tensors by name; in HDF5, a slash in a name is a group."""
+    if path.suffix == ".safetensors":
+        safetensors.numpy.save_file(tensors, path)
+    elif path.suffix == ".npz":
+        np.savez(path, **tensors)
+    else:
+        with h5py.File(path, "w") as file:
+            for name, tensor in tensors.items():
+                file["data/" + name] = tensor
+
+
+def test_weights_with_a_prefix_that_do_not_fit_name_the_prefix(tmp_path):
+    variables, path = made_up(template(SMALL)), tmp_path / "a.safetensors"
+    weights.save(path, SMALL, variables)
+    tensors = safetensors.numpy.load_file(path)
+    write(path, {f"module.{name}": tensor for name, tensor in tensors.items() if name != "conv1.weight"})
+    with pytest.raises(InputError, match=r"missing are conv1.weight; all names .* with 'module.', which is"):
+        weights.load(path, SMALL, variables)
+    write(path, {f"decoder.{number}.w": tensor for number, tensor in enumerate(tensors.values())})
+    with pytest.raises(InputError, match=r"not known are .*; all names in the file begin with 'decoder.'$"):
+        weights.load(path, SMALL, variables)
+    # Of a network beside others only a part has the prefix; nothing is guessed.
+    write(path, {f"module.{name}": tensor for name, tensor in tensors.items()} | {"head": np.zeros(3)})
+    with pytest.raises(InputError, match=r"not known are head, module.*\(closest: bn1.bias\)"):
+        weights.load(path, SMALL, variables)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".h5"])
+def test_weights_that_are_not_finite_name_the_tensor(tmp_path, suffix, value):
+    encoder = Compact(width=4)
+    variables, path = made_up(template(encoder)), tmp_path / f"a{suffix}"
+    weights.save(tmp_path / "a.safetensors", encoder, variables)
+    tensors = safetensors.numpy.load_file(tmp_path / "a.safetensors")
+    name = next(name for name in tensors if name.endswith("weight"))
+    write(path, tensors)
+    weights.load(path, encoder, variables)
+    tensors[name].flat[[1, 5]] = value
+    write(path, tensors)
+    sentence = (
+        rf"{re.escape(str(path))} holds NaN or infinity in {name} \(2 of {tensors[name].size} numbers\)"
+    )
+    with pytest.raises(InputError, match=sentence):
+        weights.load(path, encoder, variables)
+
+
+def test_weights_of_bfloat16_that_are_not_finite_name_the_tensor(tmp_path):
+    variables, path = made_up(template(SMALL)), tmp_path / "a.safetensors"
+    weights.save(path, SMALL, variables)
+    tensors = safetensors.numpy.load_file(path)
+    tensors["conv1.weight"] = tensors["conv1.weight"].astype(ml_dtypes.bfloat16)
+    tensors["conv1.weight"].flat[0] = np.nan
+    write(path, tensors)
+    with pytest.raises(InputError, match=r"NaN or infinity in conv1.weight \(1 of"):
+        weights.load(path, SMALL, variables)
+
+
+def test_weights_too_large_for_their_dtype_name_the_tensor(tmp_path):
+    """A number of float64 that float32 does not have."""
+    variables, path = made_up(template(Compact(width=2))), tmp_path / "a.npz"
+    large = {name: leaf.astype(np.float64) for name, leaf in flat(variables).items()}
+    large["params/conv1/bias"][0] = 1e300
+    write(path, large)
+    with (
+        np.errstate(over="ignore"),
+        pytest.raises(InputError, match=r"NaN or infinity in params/conv1/bias \(1 of"),
+    ):
+        weights.load(path, Compact(width=2), variables)
+
+
+def test_classifier_that_is_not_finite_is_left_aside_where_nobody_reads_it(tmp_path):
+    variables, path = made_up(template(SMALL, classifier=(16, 5))), tmp_path / "a.safetensors"
+    variables["params"]["classifier"]["bias"][0] = np.nan
+    weights.save(path, SMALL, variables)
+    weights.load(path, SMALL, template(SMALL))
+    with pytest.raises(InputError, match=r"in fc\.bias \(1 of 5 numbers"):
+        weights.load(path, SMALL, variables)
+
+
+def test_checkpoint_that_is_not_finite_is_neither_read_nor_exported(tmp_path):
+    encoder = Compact(width=2)
+    variables = made_up(template(encoder))
+    name = next(iter(variables["params"]))
+    variables["params"][name]["bias"][0] = np.inf
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(7, {"step": np.int32(7), "params": {"encoder": variables["params"]}}, {})
+    checkpoints.close()
+    with pytest.raises(InputError, match=f"holds NaN or infinity in params/{name}/bias"):
+        weights.load(tmp_path, encoder, template(encoder))
+    (tmp_path / "config.json").write_text('{"encoder": {"name": "compact"}}')
+    with pytest.raises(InputError, match=f"step 7 .* holds NaN or infinity in params/{name}/bias"):
+        export.export(tmp_path, tmp_path / "a.safetensors")
+    assert not (tmp_path / "a.safetensors").exists()
 
 
 def test_maps_of_unknown_shape_are_not_guessed(tmp_path):

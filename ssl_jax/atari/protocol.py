@@ -5,10 +5,11 @@ same agent's score moves with each of these choices.
 """
 
 import dataclasses
+import re
 
 import numpy as np
 
-from ssl_jax.runtime.config import check_known
+from ssl_jax.runtime.config import check_known, closest
 from ssl_jax.runtime.errors import InputError
 
 
@@ -19,7 +20,8 @@ class Protocol:
     Frames are emulator frames, 60 in a second of play; an agent step is `frame_skip` of them.
 
     Attributes:
-      game: one of `games()`.
+      game: one of `games()`. An environment's id, such as `ALE/Pong-v5`, is refused: it stands for a frame
+        skip and sticky actions as well, which are attributes here.
       frame_skip: emulator frames an action is held; the agent sees the maximum over the last two.
       sticky_actions: probability, at every emulator frame, that the emulator ignores the new action and
         repeats the last one (Machado et al. 2018, Sec. 5: 0.25; Mnih et al. 2015: 0).
@@ -53,7 +55,7 @@ class Protocol:
     frames_trained: int = 0
 
     def __post_init__(self):
-        check_known("Atari game", self.game, games())
+        _check_game(self.game)
         least = {"frame_skip": 1, "noop_max": 1, "stack": 1, "evaluation_episodes": 1, "frames_trained": 0}
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
@@ -82,6 +84,19 @@ def games() -> list[str]:
     from envpool.atari import registration  # Here, so that importing the module does not load envpool.
 
     return ["".join(map(str.capitalize, game.split("_"))) for game in registration.atari_game_list]
+
+
+def _check_game(game: str) -> None:
+    """Raises InputError unless it is the name of a game; of an environment's id it says which is meant."""
+    known = games()
+    if game not in known and re.search(r"/|-v\d+$", game):
+        close = closest(game, known)
+        raise InputError(
+            f"config.protocol.game={game!r} is the id of an environment, whose frame skip and sticky actions "
+            f"would not be used; give the name of the game{f', {close!r},' if close else ''} and set "
+            "config.protocol.frame_skip and config.protocol.sticky_actions."
+        )
+    check_known("Atari game", game, known)
 
 
 def learning_reward(protocol: Protocol, reward: np.ndarray) -> np.ndarray:

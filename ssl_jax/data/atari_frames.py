@@ -162,7 +162,7 @@ def play(
     itself (`use_fire_reset=False`), so waiting for a ball is part of the data.
 
     Args:
-        game: name as in AtariARI, for example `mspacman`.
+        game: name as in AtariARI, for example `mspacman`; not an environment's id such as `ALE/Pong-v5`.
         stream_ids: ids of the streams, unique in the data set.
         warmup: unrecorded first agent steps of each stream.
         steps: recorded agent steps of each stream.
@@ -171,6 +171,9 @@ def play(
     Yields:
         (position in `stream_ids`, frame): `steps` frames of each stream, those of one stream
         consecutive in time, those of different streams in no particular order.
+
+    Raises:
+        InputError: there is no such game.
     """
     rngs = [np.random.default_rng([seed, *game.encode(), i]) for i in stream_ids]
     pool = _emulators(game, seeds=[int(rng.integers(2**31)) for rng in rngs])
@@ -204,6 +207,8 @@ def _emulators(game: str, seeds: list[int]):
     import envpool  # Here, so that reading prepared data neither needs nor loads the emulator.
 
     tasks = {task.removesuffix("-v5").lower(): task for task in envpool.list_all_envs()}
+    if game not in tasks:
+        raise InputError(unknown_name("Atari game", game, (name for name in tasks if "-" not in name)))
     return envpool.make_gymnasium(
         tasks[game],
         num_envs=len(seeds),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssl_jax.runtime.config import closest
 from ssl_jax.runtime.errors import InputError
 
 if TYPE_CHECKING:  # Importing tfds takes half a second, so it happens where it is needed.
@@ -255,8 +256,10 @@ def check_disjoint(
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Returns the sentence for a name that is not known, with the closest ones that are."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.0)
-    return f"No {kind} is called {name!r}; did you mean {' or '.join(close)}?"
+    known = list(known)
+    first = closest(name, known)
+    close = dict.fromkeys([first] * bool(first) + difflib.get_close_matches(name, known, n=3, cutoff=0.0))
+    return f"No {kind} is called {name!r}; did you mean {' or '.join([*close][:3])}?"
 
 
 def _make_folder(

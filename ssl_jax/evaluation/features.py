@@ -35,17 +35,24 @@ class Rows:
         return Rows({name: values[:, start:stop] for name, values in self.features.items()}, self.fields)
 
 
-def collect(batches: Batches, encoders: Mapping[str, FeatureFunction], *, may_be_empty: bool = False) -> Rows:
+def collect(
+    batches: Batches,
+    encoders: Mapping[str, FeatureFunction],
+    *,
+    layer: str | None = None,
+    may_be_empty: bool = False,
+) -> Rows:
     """Reads a split once.
 
     Args:
       batches: {"image": uint8 [B, H, W, 3], "mask": bool [B], field: [B, ...]}; rows without mask are
         padding, and are left out.
       encoders: name -> function of images to features float32 [B, D].
+      layer: of the encoders, for the sentence of an error; None: the last.
       may_be_empty: whether there may be padding alone.
 
     Raises:
-      InputError: there is not one example.
+      InputError: there is not one example, or a feature is NaN or infinite.
     """
     parts, count = [], 0
     for number, batch in enumerate(batches):
@@ -57,4 +64,19 @@ def collect(batches: Batches, encoders: Mapping[str, FeatureFunction], *, may_be
     if not parts or not (count or may_be_empty):
         raise InputError("there is no example to evaluate on; give the split a larger part of the data set.")
     join = lambda get: {name: np.concatenate([get(part)[name] for part in parts]) for name in get(parts[0])}
-    return Rows(join(lambda part: part.features), join(lambda part: part.fields))
+    rows = Rows(join(lambda part: part.features), join(lambda part: part.fields))
+    for name, values in rows.features.items():
+        _check_finite(values, name, layer)
+    return rows
+
+
+def _check_finite(values: np.ndarray, network: str, layer: str | None) -> None:
+    """Raises InputError where a number of float [N, D] is NaN or infinite: no score would mean anything."""
+    finite = np.isfinite(values)
+    if not finite.all():
+        at = f" at the layer {layer!r}" if layer else ""
+        raise InputError(
+            f"{(~finite).mean():.1%} of the numbers that the network {network!r} gives{at}, in "
+            f"{(~finite.all(1)).mean():.1%} of the examples, are NaN or infinite: its training has diverged, "
+            "or they overflow; take an earlier checkpoint, or compute in float32."
+        )

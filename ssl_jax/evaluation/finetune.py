@@ -221,8 +221,8 @@ def finetune(
       "step" of the state that was scored.
 
     Raises:
-      InputError: no layer `from_layer`, a batch that cannot be divided among the devices, or a loss that is
-        not finite.
+      InputError: no layer `from_layer`, a batch that cannot be divided among the devices, or a loss or an
+        answer that is not finite.
     """
     rates = learning_rates(encoder, examples.image_size, protocol)
     optimizer = make_optimizer(protocol, rates)
@@ -265,6 +265,8 @@ def _score(answer, mesh, by_video, params, batches):
         mask = batch["mask"]
         given = np.asarray(answer(params, mesh_lib.shard_batch({"image": batch["image"]}, mesh)["image"]))
         labels.append(batch["label"][mask])
+        if not np.isfinite(given[mask]).all():
+            raise InputError("answers after fine-tuning are not finite; lower config.finetune.learning_rate")
         answers.append(special.softmax(given[mask], -1) if by_video else given[mask].argmax(-1))
         videos.append(batch["episode"][mask] if by_video else [])
     labels, answers = np.concatenate(labels), np.concatenate(answers)

@@ -30,13 +30,26 @@ def pool(maps: jax.Array, grid: tuple[int, int]) -> jax.Array:
     """Means of maps [N, h, w, C] over the cells of a grid: [N, rows * columns * C].
 
     Cells are as equal as whole pixels allow, as in `numpy.array_split`.
+
+    Raises:
+      InputError: the grid has more rows or columns than the maps.
     """
+    check_grid("a grid", grid, maps.shape[1:3])
     cells = [
         cell.mean((1, 2))
         for row in jnp.array_split(maps, grid[0], axis=1)
         for cell in jnp.array_split(row, grid[1], axis=2)
     ]
     return jnp.concatenate(cells, axis=-1)
+
+
+def check_grid(path: str, grid: tuple[int, int], size: tuple[int, int]) -> None:
+    """Raises InputError, with the key `path`, unless a map of height and width `size` fills every cell."""
+    if not (1 <= grid[0] <= size[0] and 1 <= grid[1] <= size[1]):
+        raise InputError(
+            f"{path}={tuple(grid)} must have from 1 to {size[0]} rows and from 1 to {size[1]} columns, as "
+            "the encoder's map has: the mean of a cell without pixels is none."
+        )
 
 
 def positions(maps: jax.Array) -> jax.Array:
@@ -98,6 +111,9 @@ def fit(features: np.ndarray, labels: np.ndarray, weight_decays: tuple[float, ..
       features: float [N, D]; they are standardised, so that a weight decay means the same for all.
       labels: int [N, V]; the classes of a column are the values seen in it.
       weight_decays: factors of the squared norm of the weights, against the mean squared error.
+
+    Raises:
+      InputError: there are no finite weights.
     """
     mean, scale = _standard(features)
     classes = [np.unique(column) for column in labels.T]
@@ -107,7 +123,21 @@ def fit(features: np.ndarray, labels: np.ndarray, weight_decays: tuple[float, ..
     inputs = ((features - mean) / scale).astype(np.float32)
     bias = targets.mean(0).astype(np.float32)
     kernels = _solve(inputs, targets.astype(np.float32) - bias, jnp.asarray(weight_decays, jnp.float32))
+    _check_fit(kernels, weight_decays)
     return LinearProbe(mean, scale, kernels, bias, classes)
+
+
+def _check_fit(kernels: jax.Array, weight_decays: tuple[float, ...]) -> None:
+    """Raises InputError where the weights [R, D, C] are not finite: the first class would always win."""
+    finite = np.isfinite(np.asarray(kernels)).all((1, 2))
+    if not finite.all():
+        failed = ", ".join(
+            f"{decay:g}" for decay, fits in zip(weight_decays, finite, strict=True) if not fits
+        )
+        raise InputError(
+            f"the linear probe has no finite weights with weight_decays of {failed}; its features may not be "
+            "finite, or give larger decays."
+        )
 
 
 def _standard(features):
@@ -210,6 +240,9 @@ def fit_softmax(features: np.ndarray, labels: np.ndarray, protocol: Protocol) ->
       features: float [N, D]; they are standardised.
       labels: int [N]; the classes are the values seen in it.
       protocol: of the fit.
+
+    Raises:
+      InputError: there are no finite weights.
     """
     mean, scale = _standard(features)
     classes, targets = np.unique(labels, return_inverse=True)
@@ -225,6 +258,7 @@ def fit_softmax(features: np.ndarray, labels: np.ndarray, protocol: Protocol) ->
         params = jax.tree.map(lambda leaf: leaf[np.argsort(order), 0], fitted)
     else:
         params = _sgd(features, targets, mean, scale, decays, len(classes), protocol)
+    _check_fit(params["kernel"], protocol.weight_decays)
     return SoftmaxProbe(mean, scale, params["kernel"], params["bias"], classes)
 
 
@@ -370,6 +404,7 @@ def evaluate(
     protocol: Protocol,
     *,
     by_video: bool = False,
+    layer: str | None = None,
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Classifies by the features of several encoders.
 
@@ -379,11 +414,15 @@ def evaluate(
       label: name of the field with the classes.
       protocol: of the fit.
       by_video: videos are scored, which the field "episode" numbers, and not their frames.
+      layer: that the features are of, for the sentence of an error.
 
     Yields:
       (encoder, scores), see `classify`.
+
+    Raises:
+      InputError: a split is empty, a feature is NaN or infinite, or the fit diverges.
     """
-    rows = {split: collect(batches, encoders) for split, batches in splits.items()}
+    rows = {split: collect(batches, encoders, layer=layer) for split, batches in splits.items()}
     for encoder in encoders:
         sets = (
             (rows[split].features[encoder], rows[split].fields[label])

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax import lax
 
 from ssl_jax.data.atari_frames import ram_labels
@@ -30,7 +31,7 @@ class Protocol:
     """How neighbours are looked for; stored with the scores.
 
     Attributes:
-      top: values of k.
+      top: values of k; those of which there are more than keys are left out.
       clip_frames: frames of a clip, at most. They follow each other in the video: where frames were left out
         as it was read, there are no clips.
       state_bins: a state variable of more values is cut into so many bins, equally full of keys.
@@ -198,9 +199,13 @@ def evaluate(
     Yields:
       (encoder, {"retrieval/frame/top1": ...}), and so on for each k of the protocol for which there are as
       many keys; with videos also "retrieval/video/top1" and, where there are clips of several frames,
-      "retrieval/clip/top1"; with games also
-      "retrieval/state/top1" and "retrieval/state/chance", see `state_agreement`.
+      "retrieval/clip/top1"; with games also "retrieval/state/top1" and "retrieval/state/chance", see
+      `state_agreement`. Of clips and videos, which are fewer, there may be no value at all.
+
+    Raises:
+      InputError: there are fewer keys than the smallest k.
     """
+    check_top(protocol, len(keys.fields["index"]))
     for encoder in queries.features:
         sides = [rows.features[encoder] for rows in (queries, keys)]
         scores = {}
@@ -213,6 +218,8 @@ def evaluate(
             if unit == "clip" and alone:  # the clips are single frames
                 continue
             top = tuple(k for k in protocol.top if k <= len(key.label))
+            if top != protocol.top:
+                logging.info("Retrieval of %ss: %d keys, hence k of %s alone.", unit, len(key.label), top)
             groups = (query.video, key.video) if _told_apart(queries, keys) else None
             _, index = nearest(query.features, key.features, max(top, default=1), groups)
             found = top_accuracy(index, query.label, key.label, top)
@@ -221,6 +228,15 @@ def evaluate(
             found = state_agreement(sides, (queries.fields, keys.fields), protocol, games)
             scores |= {f"retrieval/state/{name}": value for name, value in found.items()}
         yield encoder, scores
+
+
+def check_top(protocol: Protocol, number: int) -> None:
+    """Raises InputError where the smallest k is larger than the number of keys."""
+    if number < min(protocol.top):
+        raise InputError(
+            f"config.retrieval.top={protocol.top} asks for at least {min(protocol.top)} neighbours, but "
+            f"there are {number} keys; name a smaller number, such as 1, or make the keys more."
+        )
 
 
 def neighbours(queries: Rows, keys: Rows, encoder: str, rows: np.ndarray, k: int) -> np.ndarray:

@@ -17,6 +17,7 @@ import numpy as np
 from ssl_jax.data.atari_frames import category, ram_labels
 from ssl_jax.evaluation import linear_probe
 from ssl_jax.evaluation.features import Batches, FeatureFunction, Rows, collect
+from ssl_jax.runtime.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,12 @@ class Protocol:
 
     min_entropy: float = 0.6
     weight_decays: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
+
+    def __post_init__(self):
+        if not self.weight_decays or min(self.weight_decays) <= 0:
+            raise InputError(
+                f"weight_decays={self.weight_decays} of the state probe must name decays above 0."
+            )
 
 
 def with_digest(batches: Batches) -> Iterator[dict[str, np.ndarray]]:
@@ -58,7 +65,16 @@ def probe_game(game: str, splits: Mapping[str, Rows], protocol: Protocol) -> dic
     Returns:
       Encoder -> variable -> F1, weighted by how often the values occur; among the encoders "majority",
       which always answers the most frequent training value. {} when there is nothing to probe.
+
+    Raises:
+      InputError: RAM labels are no whole numbers, and so can be NaN; or see `linear_probe.fit`.
     """
+    for split, frames in splits.items():
+        if not np.issubdtype(frames.fields["ram"].dtype, np.integer):
+            raise InputError(
+                f"the RAM labels of {game} in the split {split} are {frames.fields['ram'].dtype} and must be "
+                "whole numbers, uint8, as the emulator's memory has them."
+            )
     train, validation = splits["train"], splits["validation"]
     test = splits["test"].where(~np.isin(splits["test"].fields["digest"], train.fields["digest"]))
     if not all(len(frames.fields["ram"]) for frames in (train, validation, test)):
@@ -128,16 +144,23 @@ def _mean(values) -> float:
     return float(np.mean(list(values)))
 
 
-def read(splits: Mapping[str, Batches], encoders: Mapping[str, FeatureFunction]) -> dict[str, Rows]:
+def read(
+    splits: Mapping[str, Batches], encoders: Mapping[str, FeatureFunction], layer: str | None = None
+) -> dict[str, Rows]:
     """Reads each split once: the features of all encoders, the fields of its batches, and "digest".
 
     Args:
       splits: name -> batches {"image": uint8 [B, H, W, 3], "ram": uint8 [B, 128], "game": int [B], the class
         of the game, "mask": bool [B]}; rows without mask are padding.
       encoders: name -> feature function, for example {"trained": ..., "random": ...}.
+      layer: that the features are of, for the sentence of an error; None: the last.
+
+    Raises:
+      InputError: a feature is NaN or infinite.
     """
     return {
-        split: collect(with_digest(batches), encoders, may_be_empty=True) for split, batches in splits.items()
+        split: collect(with_digest(batches), encoders, layer=layer, may_be_empty=True)
+        for split, batches in splits.items()
     }
 
 

@@ -225,6 +225,13 @@ class SmoothGrad:
     steps: int = 24
     chunk: int = 4
 
+    def __post_init__(self):
+        for name, least in (("frames", 0), ("samples", 1), ("noise", 0), ("steps", 1), ("chunk", 1)):
+            if getattr(self, name) < least:
+                raise InputError(
+                    f"config.smoothgrad.{name} must be at least {least}, not {getattr(self, name)}."
+                )
+
 
 class FrameClassifier(nn.Module):
     """An encoder, and linear classifiers on the means of its map.
@@ -355,7 +362,10 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         optimizer=make_optimizer(train, schedule),
         schedule=schedule,
     )
-    _ = setup.encoder_template  # raises where frames are too small
+    shapes = setup.encoder_template  # raises where frames are too small
+    views = jax.ShapeDtypeStruct((1, view.size, view.size, 3), jnp.float32)
+    maps = jax.eval_shape(setup.network.encoder.apply, shapes, views)
+    linear_probe.check_grid("config.train.pool", train.pool, maps.shape[1:3])
     check_weights(setup)
     return setup
 
@@ -771,8 +781,9 @@ def answer(
 ) -> scores.Answers:
     """What the network says of the frames of a split, or of `limit` of them, spread evenly."""
     variables = training.variables_of(state)
-    rows = collect(read_split(setup, around, split, limit), {"fake": functools.partial(predict, variables)})
-    return scores.Answers(rows.fields["label"], rows.fields["video"], rows.features["fake"][:, 0])
+    networks = {"classifier": functools.partial(predict, variables)}
+    rows = collect(read_split(setup, around, split, limit), networks)
+    return scores.Answers(rows.fields["label"], rows.fields["video"], rows.features["classifier"][:, 0])
 
 
 def judge(

@@ -36,7 +36,7 @@ from ssl_jax.atari.environments import Environments, TimeStep
 from ssl_jax.atari.protocol import Protocol, learning_reward
 from ssl_jax.atari.replay import Replay, ReplayState, Transitions
 from ssl_jax.evaluation import atari_return
-from ssl_jax.networks import layers, q_network
+from ssl_jax.networks import layers, q_network, weights
 from ssl_jax.networks.q_network import QNetwork
 from ssl_jax.pretext import auxiliary
 from ssl_jax.report import console, figures, page
@@ -337,7 +337,7 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
     network = dict(sections["network"])
     start_from = network.pop("start_from", None)
     ignored = ("num_actions", "auxiliary_classes", "dtype", "parent", "name")
-    return Setup(
+    setup = Setup(
         seed=sections["seed"],
         num_seeds=sections["num_seeds"],
         protocol=protocol,
@@ -367,11 +367,34 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         auxiliary_optimizer=make_optimizer(train, asked.weight),
         evaluation=evaluation,
     )
+    _check_lengths(setup)
+    return setup
+
+
+def _check_lengths(setup: Setup) -> None:
+    """Raises InputError where the training ends before anything is learned from, or learned by."""
+    train, num, between = setup.train, setup.play.num, setup.steps_between_updates
+    first = -(-setup.exploration.random_steps // num)
+    first += -first % between  # vector step of the first update
+    if first >= setup.num_steps:
+        raise InputError(
+            f"config.train.agent_steps={train.agent_steps} makes no update, for the first one comes after "
+            f"config.exploration.random_steps={setup.exploration.random_steps}; give at least "
+            f"{first * num + 1} agent steps, or fewer random ones."
+        )
+    updates = setup.updates_per_step * len(range(first, setup.num_steps, between))
+    if train.target_period >= updates:
+        raise InputError(
+            f"config.train.target_period={train.target_period} must be below the {updates} updates that "
+            f"config.train.agent_steps={train.agent_steps} makes after config.exploration.random_steps="
+            f"{setup.exploration.random_steps}, or all targets come from the network as it was initialised."
+        )
 
 
 def _check(sections, protocol, play, memory, train, exploration, evaluation):
     """Raises InputError where sections do not fit each other."""
     for path, value, least in (
+        ("seed", sections["seed"], 0),
         ("num_seeds", sections["num_seeds"], 1),
         ("environments.num", play.num, 1),
         ("environments.threads", play.threads, 0),
@@ -379,6 +402,8 @@ def _check(sections, protocol, play, memory, train, exploration, evaluation):
         ("exploration.decay_steps", exploration.decay_steps, 0),
         ("network.hidden", sections["network"].get("hidden", 1), 1),
         ("evaluation.num_envs", evaluation.num_envs, 1),
+        ("replay.n_step", memory.n_step, 1),
+        ("replay.priority_exponent", memory.priority_exponent, 0),
         ("evaluation.video_frames", evaluation.video_frames, 0),
     ):
         if value < least:
@@ -388,10 +413,23 @@ def _check(sections, protocol, play, memory, train, exploration, evaluation):
         raise InputError(
             f"config.network.motion_gain must be a number above 0, not {gain}; 1 leaves stacks as they are."
         )
-    if not 0 <= exploration.final_epsilon <= 1:
+    for path, value in (
+        ("exploration.final_epsilon", exploration.final_epsilon),
+        ("replay.importance_exponent", memory.importance_exponent),
+        ("train.gamma", train.gamma),
+    ):
+        if not 0 <= value <= 1:
+            kind = "be a probability, from 0 to 1" if path.endswith("epsilon") else "lie in [0, 1]"
+            raise InputError(f"config.{path} must {kind}, not {value}.")
+    if protocol.evaluation_epsilon == 1:
         raise InputError(
-            "config.exploration.final_epsilon must be a probability, from 0 to 1, not "
-            f"{exploration.final_epsilon}."
+            "config.protocol.evaluation_epsilon=1.0 scores a random agent in the place of each; it must be "
+            "below 1, such as 0.01."
+        )
+    if memory.capacity < train.batch_size:
+        raise InputError(
+            f"config.train.batch_size={train.batch_size} is larger than the whole memory, "
+            f"config.replay.capacity={memory.capacity}; make the batch smaller or the memory larger."
         )
     # Where all environments begin at once, nothing is left to draw of what lies across that row.
     least = (memory.n_step + protocol.stack + 3) * play.num
@@ -557,7 +595,7 @@ def load_trunk(setup: Setup) -> Any:
     """Parameters of a trunk that another run left, fitted to the stack.
 
     Raises:
-      InputError: there is no checkpoint, or it holds no trunk of this shape.
+      InputError: there is no checkpoint, or it holds no trunk of this shape or numbers that are not finite.
     """
     raw = checkpoints_lib.restore_raw(setup.start_from)
     candidates = (("params", "encoder"), ("agent", "params", "trunk"))
@@ -566,6 +604,7 @@ def load_trunk(setup: Setup) -> Any:
         for name in path:
             found = found.get(name, {}) if isinstance(found, Mapping) else {}
         if found:
+            weights.check_finite(weights.flatten(found), f"config.network.start_from={setup.start_from}")
             return q_network.trunk_from_encoder(found, setup.protocol.stack)
     raise InputError(
         f"config.network.start_from={setup.start_from} holds neither an encoder of pre-training nor the "

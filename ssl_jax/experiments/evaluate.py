@@ -25,7 +25,7 @@ from ssl_jax.data import pipeline, sources, whole_videos
 from ssl_jax.evaluation import finetune, linear_probe, retrieval, state_probe
 from ssl_jax.evaluation.features import Batches, FeatureFunction, Rows, collect
 from ssl_jax.experiments import pretrain
-from ssl_jax.pretext import jigsaw
+from ssl_jax.networks import weights
 from ssl_jax.report import figures, page
 from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime import mesh as mesh_lib
@@ -36,6 +36,10 @@ from ssl_jax.runtime.errors import InputError
 SPLITS = ("train", "validation", "test")
 SAMPLES, NEIGHBOURS = 8, 6  # queries and their neighbours in a picture
 MAPPED = 1000  # examples in a map of the features, at most
+NOTHING = (
+    "nothing is to be evaluated; enable config.linear_probe, config.retrieval, config.finetune or, where "
+    "frames have RAM labels, config.state_probe."
+)
 Scores = Iterable[tuple[str, Mapping[str, float]]]  # (encoder, {name: value})
 
 
@@ -190,7 +194,8 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
     """Reads and checks every section of a config, and the config of the run that it names.
 
     Raises:
-      InputError: a key that nobody reads, a wrong type, no such run, or a layer that its encoder lacks.
+      InputError: a key that nobody reads, a wrong type, nothing to evaluate, no such run, or a layer or
+        a grid that its encoder lacks.
     """
 
     def make(
@@ -212,6 +217,8 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         name: builder(**config_lib.unpack(values[name], builder, path=name))
         for name, builder in builders.items()
     }
+    if not any(sections[name].enabled for name in sections if name != "data"):
+        raise InputError(NOTHING)
     if values["checkpoint"] is None:
         raise InputError("give the work directory of a pre-training run by --config.checkpoint=DIR.")
     directory = Path(values["checkpoint"])
@@ -228,6 +235,11 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         for name in names:
             if name is not None:
                 config_lib.check_known(key, name, layers)
+    for name in ("retrieval", "finetune", "state_probe"):
+        section = sections[name]
+        if section.enabled:
+            layer = getattr(section, "layer", None)
+            pretrain.check_pool(run, f"config.{name}.pool", section.pool, layer)
     return Setup(
         checkpoint=directory,
         which=values["which"],
@@ -353,7 +365,8 @@ def restore_encoder(setup: Setup, step: int) -> dict[str, Any]:
     """Variables of the encoder, {"params": tree, "batch_stats": tree}, from a checkpoint.
 
     Raises:
-      InputError: the checkpoint is broken, or its encoder is not the one of the run's config.
+      InputError: the checkpoint is broken, its encoder is not the one of the run's config, or a tensor holds
+        numbers that are not finite.
     """
     state = restore_raw(setup.checkpoint / "checkpoints", step)
     saved = {name: state.get(name, {}).get("encoder", {}) for name in ("params", "batch_stats")}
@@ -373,6 +386,7 @@ def restore_encoder(setup: Setup, step: int) -> dict[str, Any]:
                 f"{name} is {there} in the checkpoint and {here} by the config; give the directory of an "
                 "unchanged run."
             )
+    weights.check_finite(weights.flatten(saved), f"checkpoint {step} in {setup.checkpoint}")
     return saved
 
 
@@ -400,16 +414,7 @@ def network_variables(encoder: Mapping[str, Any]) -> dict[str, Any]:
 
 def probe_grid(setup: Setup, layer: str) -> tuple[int, int]:
     """The grid that leaves about `linear_probe.values` values of the map of a whole picture at a layer."""
-    encoder, part = setup.run.network.encoder, setup.run.tasks[0].puzzle.part_size
-
-    def shape(images):
-        parts = jigsaw.cover(images, part)
-        variables = initial_encoder(setup)
-        maps = encoder.apply(variables, parts.reshape(-1, *parts.shape[3:]), train=False, layer=layer)
-        return jigsaw.join(maps.reshape(*parts.shape[:3], *maps.shape[1:]))
-
-    maps = jax.eval_shape(shape, jax.ShapeDtypeStruct((1, *setup.run.data.image_size, 3), jnp.float32))
-    return linear_probe.grid_of(*maps.shape[1:], setup.linear_probe.values)
+    return linear_probe.grid_of(*pretrain.map_shape(setup.run, layer), setup.linear_probe.values)
 
 
 # --- The evaluations
@@ -446,7 +451,8 @@ def open_surroundings(setup: Setup, encoders: Mapping[str, dict[str, Any]], work
     """Opens the data set and places the encoders on the devices.
 
     Raises:
-      InputError: several processes, a batch that cannot be divided, no such data set, or no labels in it.
+      InputError: several processes, a batch that cannot be divided, no such data set, no labels in it, or
+        fewer keys than neighbours.
     """
     if jax.process_count() > 1:
         raise InputError(
@@ -467,6 +473,11 @@ def open_surroundings(setup: Setup, encoders: Mapping[str, dict[str, Any]], work
             f"{data.name} has no class label {label!r} (config.data.label); it has: "
             f"{', '.join(labels) or 'none'}."
         )
+    if setup.retrieval.enabled:
+        keys, limit = data.open(setup.retrieval.keys), getattr(setup.data, f"{setup.retrieval.keys}_examples")
+        if setup.by_video:
+            keys, limit = keys.videos, setup.data.max_videos
+        retrieval.check_top(setup.retrieval, min(len(keys), limit or len(keys)))
     return Surroundings(
         data=data,
         label=label,
@@ -544,7 +555,7 @@ def probe_layers(setup: Setup, around: Surroundings) -> Scores:
             for split in ("train", "validation", "test")
         }
         found = linear_probe.evaluate(
-            encoders, splits, around.label, setup.linear_probe, by_video=setup.by_video
+            encoders, splits, around.label, setup.linear_probe, by_video=setup.by_video, layer=layer
         )
         for encoder, scores in found:
             yield encoder, {f"linear_probe/{layer}/{name}": value for name, value in scores.items()}
@@ -555,7 +566,9 @@ def retrieve(setup: Setup, around: Surroundings) -> Scores:
     protocol = setup.retrieval
     encoders = feature_functions(setup, around, protocol.layer, cells(protocol.pool))
     fields = (around.label, *(name for name in ("episode", "ram", "game") if around.has(name)))
-    read = lambda split: collect(open_split(setup, around, split, tuple(dict.fromkeys(fields))), encoders)
+    read = lambda split: collect(
+        open_split(setup, around, split, tuple(dict.fromkeys(fields))), encoders, layer=protocol.layer
+    )
     queries = read(protocol.queries)
     keys = queries if protocol.keys == protocol.queries else read(protocol.keys)
     for encoder in encoders:
@@ -614,7 +627,7 @@ def probe_states(setup: Setup, around: Surroundings) -> tuple[Scores, dict[str, 
     splits = {
         split: open_split(setup, around, split, ("ram", "game")) for split in ("train", "validation", "test")
     }
-    frames = state_probe.readouts(state_probe.read(splits, encoders), protocol.pool)
+    frames = state_probe.readouts(state_probe.read(splits, encoders, protocol.layer), protocol.pool)
     games = around.data.class_names("game")
     known, means = {}, {}
     for name, part in frames.items():
@@ -764,10 +777,7 @@ def evaluate(
         logging.info("%s has no RAM labels: the state probe is left out.", around.data.name)
         del parts["state_probe"]
     if not parts:
-        raise InputError(
-            "nothing is to be evaluated; enable config.linear_probe, config.retrieval, config.finetune or, "
-            "where frames have RAM labels, config.state_probe."
-        )
+        raise InputError(NOTHING)
     evaluations: dict[str, dict[str, float]] = {name: {} for name in around.encoders}
     probe = None
     with metrics_lib.Progress(len(parts), description="evaluating") as progress:

@@ -25,7 +25,7 @@ from absl import logging
 from matplotlib.figure import Figure
 
 from ssl_jax.data import clips, pipeline, sources
-from ssl_jax.evaluation import retrieval, state_probe
+from ssl_jax.evaluation import linear_probe, retrieval, state_probe
 from ssl_jax.evaluation.features import FeatureFunction
 from ssl_jax.experiments import tasks as tasks_lib
 from ssl_jax.experiments import training
@@ -128,6 +128,12 @@ class Probe(state_probe.Protocol):
     test_frames: int | None = None
     batch_size: int = 50
 
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("train_frames", "validation_frames", "test_frames", "batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"config.probe.{name} must be at least 1, not {getattr(self, name)}.")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
@@ -199,7 +205,7 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         )
     train = section("train", training.Train)
     schedule = training.make_schedule(train)
-    return Setup(
+    setup = Setup(
         seed=sections["seed"],
         data=data,
         tasks=tasks,
@@ -215,6 +221,44 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         probe=section("probe", Probe),
         layout=section("mesh", mesh_lib.Layout),
     )
+    check_periods(setup)
+    if lengths:
+        _ = setup.cut  # raises where there are no such clips
+    if setup.probe.enabled and data.name.partition("/")[0] == "atari_frames":  # which has RAM labels
+        check_pool(setup, "config.probe.pool", setup.probe.pool)
+    return setup
+
+
+def check_periods(setup: Setup) -> None:
+    """Raises InputError where a player would never see the network, and so draw as it does at the start."""
+    for tasks in setup.looks:
+        period, name = tasks[0].player.period, tasks[0].player_name
+        if period > setup.train.steps:
+            path = "selection" if name == tasks_lib.JOINT else f"{tasks[0].name}.selection"
+            raise InputError(
+                f"config.{path}.period={period} is longer than config.train.steps={setup.train.steps}, so "
+                f"that {name} never sees what the network can do; give a shorter period or more steps."
+            )
+
+
+def map_shape(setup: Setup, layer: str | None = None) -> tuple[int, int, int]:
+    """Height, width and channels of the map of a whole picture at a layer of the encoder; None: the last.
+
+    Raises:
+      InputError: the parts of the first task are too small for the encoder.
+    """
+    part = jax.ShapeDtypeStruct((1, *setup.tasks[0].puzzle.part_size, 3), jnp.float32)
+    shapes = jax.eval_shape(setup.network.encoder.init, jax.random.key(0), part)
+    variables = {name: {"encoder": shapes.get(name, {})} for name in ("params", "batch_stats")}
+    images = jax.ShapeDtypeStruct((1, *setup.data.image_size, 3), jnp.uint8)
+    see = lambda variables, images: feature_function(setup, variables, lambda maps: maps, layer)(images)
+    return jax.eval_shape(see, variables, images).shape[1:]
+
+
+def check_pool(setup: Setup, path: str, grid: tuple[int, int], layer: str | None = None) -> None:
+    """Raises InputError, with the key `path`, unless a map of the encoder has a pixel for each cell."""
+    height, width, _ = map_shape(setup, layer)
+    linear_probe.check_grid(path, grid, (height, width))
 
 
 def create_state(setup: Setup, key: jax.Array) -> State:

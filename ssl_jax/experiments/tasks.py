@@ -247,6 +247,10 @@ def make(name: str, section: Mapping[str, Any], picture_size: tuple[int, int], e
     selection = {"name": "uniform"} if kind.dense else dict(parts["selection"])
     parts["selection.slice"] = selection.pop("slice", {})
 
+    dropout = (parts["head"] or {}).get("dropout", 0.0)
+    if not 0 <= dropout < 1:
+        raise InputError(f"config.{name}.head.dropout must lie in [0, 1), not {dropout}.")
+
     def build(part, builder, **known):
         ignored = (*known, "parent", "name")  # the last two of modules
         options = config_lib.unpack(parts[part] or {}, builder, path=f"{name}.{part}", ignore=ignored)
@@ -356,11 +360,18 @@ def share_policy(tasks: Sequence[Task], section: Mapping[str, Any] | None) -> tu
 
 
 def check_skill(path: str, skill: Skill, num_classes: int) -> None:
-    """Raises InputError unless every class has an answer in each batch."""
-    if skill.batch_size * (skill.classes_per_example or num_classes) < num_classes:
+    """Raises InputError unless every class has an answer in each batch that is full."""
+    each = num_classes if skill.classes_per_example is None else skill.classes_per_example
+    if skill.examples < 1 or skill.batch_size < 1 or not 1 <= each <= num_classes:
         raise InputError(
-            f"{path}.classes_per_example={skill.classes_per_example} times its batch_size="
-            f"{skill.batch_size} must be at least the {num_classes} classes, or some have no answer."
+            f"{path}.examples={skill.examples} and batch_size={skill.batch_size} must be at least 1, and "
+            f"classes_per_example={skill.classes_per_example} from 1 to the {num_classes} classes."
+        )
+    name = "examples" if skill.examples < skill.batch_size else "batch_size"
+    if getattr(skill, name) * each < num_classes:
+        raise InputError(
+            f"{path}.classes_per_example={skill.classes_per_example} times its {name}="
+            f"{getattr(skill, name)} must be at least the {num_classes} classes, or some have no answer."
         )
 
 

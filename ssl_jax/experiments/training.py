@@ -67,6 +67,16 @@ class Train:
                 f"config.train.batch_size={self.batch_size} must be a multiple of "
                 f"config.train.accumulate={self.accumulate}."
             )
+        if not 0 <= self.warmup_steps <= self.steps:
+            raise InputError(
+                f"config.train.warmup_steps={self.warmup_steps} must lie from 0 to config.train.steps="
+                f"{self.steps}, or the learning rate never reaches config.train.learning_rate."
+            )
+        if self.learning_rate <= 0 or self.weight_decay < 0 or not 0 <= self.momentum < 1:
+            raise InputError(
+                f"config.train.learning_rate={self.learning_rate} must be above 0, weight_decay="
+                f"{self.weight_decay} at least 0, and momentum={self.momentum} in [0, 1)."
+            )
 
 
 def make_schedule(train: Train) -> optax.Schedule:

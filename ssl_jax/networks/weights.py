@@ -7,6 +7,9 @@ What a file can be, and how its tensors can be named, are two questions:
     layer1.0.conv1.weight [out, in, h, w]                  torchvision's and timm's (AlexNet, ResNets)
     conv1/0, conv1.weight, conv1_w, ... [out, in, h, w]    Caffe's (CaffeNet)
 
+A prefix that all names share, such as `module.` of DataParallel or `backbone.` of a wrapper, is taken off
+where the names then fit. Numbers that are not finite are refused.
+
 In the variables, a classifier stands beside the encoder's layers, under the names of
 `alexnet.AlexNetClassifier`: fc6, fc7 and classifier. A ResNet has a classifier alone, a product with the
 means of block4.
@@ -31,9 +34,9 @@ import functools
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import flax.traverse_util
@@ -42,6 +45,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from absl import logging
 
 from ssl_jax.networks.alexnet import AlexNet
 from ssl_jax.networks.caffenet import CaffeNet
@@ -137,10 +141,49 @@ def load(path: str | Path, encoder: nn.Module, template: Mapping[str, Any]) -> d
       A tree like the template of numpy arrays. Floats of another precision are converted to the template's.
 
     Raises:
-      InputError: the file cannot be read, or a tensor is missing, has another shape, or is not known; all
-        such tensors are named, with the closest names on the other side.
+      InputError: the file cannot be read, or a tensor is missing, has another shape, is not known, or has a
+        number that is not finite; all such tensors are named, with the closest names on the other side.
     """
-    wanted, tensors = _flatten(template), read(path)
+    wanted, tensors = flatten(template), read(path)
+    without = lambda prefix: {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    prefixes = _common_prefixes(tensors)
+    matches = {prefix: _match(encoder, wanted, without(prefix)) for prefix in prefixes}
+    prefix = min(
+        matches, key=lambda prefix: len(matches[prefix].found.keys() ^ matches[prefix].expected.keys())
+    )
+    rename, lay_back, found, expected = matches[prefix]
+    if problems := _problems(found, expected):
+        seen = f"; all names in the file begin with {(prefix or prefixes[1])!r}" if prefixes[1:] else ""
+        seen += ", which is left out here" if prefix else ""
+        raise InputError(f"{path} does not fit {type(encoder).__name__}: {'; '.join(problems)}{seen}")
+    if prefix:
+        logging.info("%s: %r, with which all names begin, was taken off.", path, prefix)
+    leaves = {
+        name: np.array(lay_back(name, found[rename(name)]), leaf.dtype, order="C")
+        for name, leaf in wanted.items()
+    }
+    check_finite({rename(name): leaf for name, leaf in leaves.items()}, str(path))
+    empty = {collection: {} for collection, tree in template.items() if not tree}
+    return flax.traverse_util.unflatten_dict(leaves, sep="/") | empty
+
+
+class _Match(NamedTuple):
+    """Tensors of a file against those that an encoder has; names are the file's.
+
+    Attributes:
+      rename: path of a variable -> name.
+      lay_back: (path, tensor) -> array as the variable has it.
+      found: what the file has, without what may be left aside.
+      expected: shapes that it should have.
+    """
+
+    rename: Callable[[str], str]
+    lay_back: Callable[[str, np.ndarray], np.ndarray]
+    found: Tensors
+    expected: dict[str, jax.ShapeDtypeStruct]
+
+
+def _match(encoder: nn.Module, wanted: Mapping[str, Any], tensors: Tensors) -> _Match:
     if any(name.startswith("params/") for name in tensors):
         rename, lay_out, lay_back = (lambda name: name), _as_it_is, _as_it_is
     else:
@@ -159,15 +202,35 @@ def load(path: str | Path, encoder: nn.Module, template: Mapping[str, Any]) -> d
         # How often statistics were updated matters only to an average over all of training.
         if name in expected or not (name in classifier or name.endswith(".num_batches_tracked"))
     }
-    problems = _problems(found, expected)
-    if problems:
-        raise InputError(f"{path} does not fit {type(encoder).__name__}: {'; '.join(problems)}")
-    leaves = {
-        name: np.array(lay_back(name, found[rename(name)]), leaf.dtype, order="C")
-        for name, leaf in wanted.items()
-    }
-    empty = {collection: {} for collection, tree in template.items() if not tree}
-    return flax.traverse_util.unflatten_dict(leaves, sep="/") | empty
+    return _Match(rename, lay_back, found, expected)
+
+
+def _common_prefixes(names: Iterable[str]) -> list[str]:
+    """An empty one, and what all names begin with up to a dot or slash: "", "module.", "module.backbone."."""
+    first, last = min(names, default=""), max(names, default="")  # what these share, all between them do
+    if last.startswith("params/"):  # our own names
+        return [""]
+    begins = ["", *(first[: end.end()] for end in re.finditer(r"[./]", first))]
+    return [begin for begin in begins if last.startswith(begin)]
+
+
+def check_finite(tensors: Mapping[str, Any], source: str) -> None:
+    """Raises InputError, with the names of the tensors, where one has a number that is NaN or infinite.
+
+    Args:
+      tensors: arrays by name, of any dtype and shape.
+      source: where they are from, for the sentence.
+    """
+    bad = []
+    for name, tensor in tensors.items():
+        array = np.asarray(tensor)
+        if jnp.issubdtype(array.dtype, jnp.floating) and not (finite := np.isfinite(array)).all():
+            bad.append(f"{name} ({np.count_nonzero(~finite):,} of {array.size:,} numbers)")
+    if bad:
+        raise InputError(
+            f"{source} holds NaN or infinity in {_listed(bad)}; give weights from before the training "
+            "diverged, or get them again"
+        )
 
 
 def save(path: str | Path, encoder: nn.Module, variables: Mapping[str, Any]) -> None:
@@ -187,7 +250,7 @@ def save(path: str | Path, encoder: nn.Module, variables: Mapping[str, Any]) -> 
     path = Path(path)
     if path.suffix not in (".safetensors", ".npz"):
         raise InputError(f"weights are written to .safetensors or .npz files, not to {path}")
-    leaves = {name: np.asarray(leaf) for name, leaf in _flatten(variables).items()}
+    leaves = {name: np.asarray(leaf) for name, leaf in flatten(variables).items()}
     try:
         with files.writing(path) as file:
             if path.suffix == ".npz":
@@ -292,7 +355,8 @@ def _without_unit_axes(tensor):
     return tensor
 
 
-def _flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
+def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays of a tree by their paths: {"params/conv1/kernel": array, ...}."""
     return flax.traverse_util.flatten_dict(dict(variables), sep="/")
 
 
@@ -441,4 +505,4 @@ def _read_checkpoint(path: Path) -> Tensors:
     encoder = {name: state.get(name, {}).get("encoder", {}) for name in ("params", "batch_stats")}
     if not encoder["params"]:
         raise InputError(f"the newest checkpoint in {path} holds no encoder; give that of a pre-training run")
-    return _flatten(encoder)
+    return flatten(encoder)

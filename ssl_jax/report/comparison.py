@@ -9,7 +9,6 @@ not compare. The figures are also written as PNG files beside the page.
 """
 
 import dataclasses
-import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any
 
 from absl import flags
 
-from ssl_jax.atari.protocol import Protocol, differences
 from ssl_jax.report import figures, page, playing
 from ssl_jax.report import sweep as sweep_lib
 from ssl_jax.runtime import config as config_lib
@@ -48,7 +46,7 @@ def build(workdirs: Sequence[str | Path], output: str | Path) -> Path:
         raise InputError(f"'{output}' is a directory; --output must name the page, such as comparison.html.")
     runs = _read(workdirs)
     of_games = next(iter(runs.values())).experiment == "dueling_dqn"
-    warned = warnings(runs) if of_games else []
+    warned = playing.warnings(runs) if of_games else []
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         if of_games:
@@ -62,22 +60,6 @@ def build(workdirs: Sequence[str | Path], output: str | Path) -> Path:
     for text in warned:
         print(f"WARNING: {text}", file=sys.stderr)
     return output
-
-
-def warnings(runs: Mapping[str, page.Run]) -> list[str]:
-    """A sentence for each pair of runs whose protocols differ: attributes, and both values of each.
-
-    Args:
-      runs: label -> run.
-    """
-    protocols = {label: _protocol(run) for label, run in runs.items()}
-    sentences = []
-    for (label, protocol), (other_label, other) in itertools.combinations(protocols.items(), 2):
-        if found := differences(protocol, other):
-            named = "; ".join(f"{name} is {_value(a)} and {_value(b)}" for name, (a, b) in found.items())
-            both = f"{label} and {other_label}"
-            sentences.append(f"Scores of {both} do not compare, because their protocols differ: {named}.")
-    return sentences
 
 
 def _read(workdirs: Sequence[str | Path]) -> dict[str, page.Run]:
@@ -107,26 +89,6 @@ def _read(workdirs: Sequence[str | Path]) -> dict[str, page.Run]:
         listed = ", ".join(f"{label} plays {game}" for label, game in games.items())
         raise InputError(f"Runs of different games do not compare: {listed}; give runs of one game.")
     return runs
-
-
-def _protocol(run: page.Run) -> Protocol:
-    """The protocol of the scores; that of the config, up to the newest step, while the run goes on."""
-    fields = dict(run.part("scores").get("protocol") or {})
-    if not fields:
-        known = {field.name for field in dataclasses.fields(Protocol)}
-        fields = {name: value for name, value in (run.config.get("protocol") or {}).items() if name in known}
-        newest = max((line["step"] for line in run.metrics), default=0)
-        fields["frames_trained"] = newest * fields.get("frame_skip", Protocol.frame_skip)
-    if "frame_size" in fields:
-        fields["frame_size"] = tuple(fields["frame_size"])  # JSON knows only lists
-    try:
-        return Protocol(**fields)
-    except TypeError as error:
-        raise InputError(f"The protocol in '{run.workdir}' is not one of this version ({error}).") from error
-
-
-def _value(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _page(runs: Mapping[str, page.Run], warned: Sequence[str], output: Path) -> str:
@@ -219,7 +181,7 @@ def _figure_path(output: Path, name: str) -> Path:
 
 def _protocols(runs: Mapping[str, page.Run]) -> Iterator[str]:
     for label, run in runs.items():
-        settings = page.key_values(dataclasses.asdict(_protocol(run)))
+        settings = page.key_values(dataclasses.asdict(playing.protocol(run)))
         yield f"<details><summary>Protocol of {page.escape(label)}</summary>{settings}</details>"
 
 

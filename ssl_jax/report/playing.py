@@ -1,9 +1,13 @@
 """What the page and the terminal say about a run of Dueling DQN on a game."""
 
+import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from ssl_jax.atari.protocol import Protocol, differences
 from ssl_jax.report import figures, page
+from ssl_jax.runtime.errors import InputError
 
 UNSTATED = (
     "Compare with care: the paper does not state the protocol of its scores, and scores of other "
@@ -44,6 +48,46 @@ class Row(NamedTuple):
 def game(run: page.Run) -> str:
     """Name of the game."""
     return (run.config.get("protocol") or {}).get("game", "a game")
+
+
+def protocol(run: page.Run) -> Protocol:
+    """The protocol of the scores; that of the config, up to the newest step, while the run goes on.
+
+    Raises:
+      InputError: it is not one of this version.
+    """
+    fields = dict(run.part("scores").get("protocol") or {})
+    if not fields:
+        known = {field.name for field in dataclasses.fields(Protocol)}
+        fields = {name: value for name, value in (run.config.get("protocol") or {}).items() if name in known}
+        newest = max((line["step"] for line in run.metrics), default=0)
+        fields["frames_trained"] = newest * fields.get("frame_skip", Protocol.frame_skip)
+    if "frame_size" in fields:
+        fields["frame_size"] = tuple(fields["frame_size"])  # JSON knows only lists
+    try:
+        return Protocol(**fields)
+    except TypeError as error:
+        raise InputError(f"The protocol in '{run.workdir}' is not one of this version ({error}).") from error
+
+
+def _value(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def warnings(runs: Mapping[str, page.Run]) -> list[str]:
+    """A sentence for each pair of runs whose protocols differ: attributes, and both values of each.
+
+    Args:
+      runs: label -> run.
+    """
+    protocols = {label: protocol(run) for label, run in runs.items()}
+    sentences = []
+    for (label, own), (other_label, other) in itertools.combinations(protocols.items(), 2):
+        if found := differences(own, other):
+            named = "; ".join(f"{name} is {_value(a)} and {_value(b)}" for name, (a, b) in found.items())
+            both = f"{label} and {other_label}"
+            sentences.append(f"Scores of {both} do not compare, because their protocols differ: {named}.")
+    return sentences
 
 
 def auxiliary_task(run: page.Run) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax import statistics
-from ssl_jax.report import classifying, figures, page
+from ssl_jax.report import classifying, figures, page, playing
 from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime import files, metrics
 from ssl_jax.runtime.errors import InputError
@@ -33,8 +33,14 @@ _SHOWN = re.compile(
     r"val/\w+/(worst_group_)?accuracy|retrieval/state/top1|time/policy_overhead"
     r"|test/(frame|video)/(accuracy|auc)|test/frame/(log_loss|majority)"
 )
+_SHOWN_OF_EVALUATION = re.compile(
+    r"(linear_probe/\w+|finetune)/accuracy|state_probe/\w+/mean_f1|retrieval/\w+/top1"
+)
 # The columns of the two tables: beginnings of the names of `numbers`.
-_RESULTS = ("val/", "test/", "stuck_at_chance", "probe/", "retrieval/", "time/", "wall_seconds")
+_RESULTS = (
+    "score/", "val/", "test/", "stuck_at_chance", "linear_probe/", "finetune/", "state_probe/", "probe/",
+    "retrieval/", "time/", "wall_seconds",
+)  # fmt: skip
 _LEARNED = "learned/"
 _LEARNED_TITLE = "What the features learned"
 _WHAT_WAS_LEARNED = (
@@ -42,7 +48,16 @@ _WHAT_WAS_LEARNED = (
     "minus that of its random start."
 )
 # Drawn as well, seed by seed.
-_DRAWN = re.compile(r"val/\w+/accuracy|probe/trained_minus_random|retrieval/.*|test/(frame|video)/auc")
+_DRAWN = re.compile(
+    r"score/(last|best)|val/\w+/accuracy|probe/trained_minus_random|retrieval/.*|test/(frame|video)/auc"
+    r"|linear_probe/.*|finetune/.*"
+)
+# Drawn over training: name of the metric by experiment, and what it is.
+_BESIDE_TRAINING = {
+    "pretrain": (r"val/\w+/accuracy", "Accuracy on validation examples beside training"),
+    "deepfake": (r"val/accuracy", "Accuracy on validation examples beside training"),
+    "dueling_dqn": (r"eval/return_mean", "Mean raw scores of the evaluations beside training"),
+}
 
 
 class Entry(NamedTuple):
@@ -120,9 +135,9 @@ class Sweep:
         return next((entry for entry in self.entries if entry.run), None)
 
     @property
-    def classifies(self) -> bool:
-        """Whether the runs classify videos; else they pre-train."""
-        return bool(self.runs) and self.first.run.experiment == "deepfake"
+    def experiment(self) -> str:
+        """What the runs are of, such as `dueling_dqn`."""
+        return self.first.run.experiment if self.runs else "pretrain"
 
     @property
     def runs(self) -> list[page.Run]:
@@ -277,12 +292,16 @@ def of_runs(runs: Mapping[str, page.Run], title: str, figure_path: Callable[[str
 
 def numbers(run: page.Run) -> dict[str, float]:
     """Name -> value of the numbers that the table shows; those that are missing or NaN are left out."""
-    final = run.part("final")
-    found = {name: value for name, value in final.items() if _SHOWN.fullmatch(name)}
+    evaluates = run.experiment == "evaluate"
+    shown = _SHOWN_OF_EVALUATION if evaluates else _SHOWN
+    found = {name: value for name, value in run.part("final").items() if shown.fullmatch(name)}
+    for name, agent in (run.part("scores").get("agents") or {}).items():
+        found[f"score/{name}"] = agent.get("return_mean")
     encoders = run.part("probe").get("encoders", {})
     trained, random = (encoders.get(name, {}) for name in ("trained", "random"))
     if page.is_finite(trained.get("mean_f1")):
-        found["probe/trained"] = trained["mean_f1"]
+        if not evaluates:  # whose `final` has it
+            found["probe/trained"] = trained["mean_f1"]
         if page.is_finite(random.get("mean_f1")):
             found["probe/trained_minus_random"] = trained["mean_f1"] - random["mean_f1"]
         before = random.get("by_category", {})
@@ -305,6 +324,10 @@ def _measure(name: str) -> Measure:
     special_cases = {
         "probe/trained": Measure(name, "probe F1", "", 1, 3),
         "probe/trained_minus_random": Measure(name, "probe F1, trained − random", "", 1, 3),
+        "score/last": Measure(name, "score, last agent", "", 1, 2),
+        "score/best": Measure(name, "score, best agent", "", 1, 2),
+        "score/random": Measure(name, "score, random agent", "", 1, 2, compared=False),
+        "eval/return_mean": Measure(name, "score beside training", "", 1, 2),
         "time/policy_overhead": Measure(name, "policy's extra time", "%", 100, 1),
         "stuck_at_chance": Measure(name, "at chance on test", "", 1, 0, counts=True, compared=False),
         "wall_seconds": Measure(name, "wall time", "s", 1, 0, compared=False),
@@ -313,6 +336,8 @@ def _measure(name: str) -> Measure:
         return special_cases[name]
     if name.startswith(_LEARNED):
         return Measure(name, page.readable(name.removeprefix(_LEARNED)), "", 1, 3)
+    if name.endswith("/mean_f1"):
+        return Measure(name, f"{page.readable(name.removesuffix('/mean_f1').replace('/', ' '))} F1", "", 1, 3)
     if name.endswith(("/auc", "/log_loss")):
         return Measure(name, page.readable(name.replace("/", " ")).replace("auc", "AUC"), "", 1, 3)
     words = name.removeprefix("val/").replace("worst_group_accuracy", "worst group").replace("top1", "top-1")
@@ -327,7 +352,7 @@ def table(sweep: Sweep) -> dict[str, Any]:
     cancels out.
     """
     columns, rows = measures(sweep.runs, (*_RESULTS, _LEARNED)), sweep.rows()
-    found = []
+    found, protocols = [], _protocols(sweep)
     for row, entries in rows.items():
         own = _by_seed(entries)
         base = _by_seed(rows.get((*row[:-1], sweep.baseline), ())) if row[-1] != sweep.baseline else {}
@@ -348,6 +373,7 @@ def table(sweep: Sweep) -> dict[str, Any]:
                 "measures": _estimates(values),
                 "difference_to_baseline": _estimates(pairs),
                 "config_difference": _config_difference(sweep, entries),
+                **({"protocol": protocols[row]} if row in protocols else {}),
             }
         )
     return {
@@ -361,6 +387,14 @@ def table(sweep: Sweep) -> dict[str, Any]:
         "first_run": sweep.first.name if sweep.first else None,
         "config": sweep.first.run.config if sweep.first else {},
     }
+
+
+def _protocols(sweep: Sweep) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Values of the axes -> protocol of the scores, alike for all seeds; {} where no games are played."""
+    if sweep.experiment != "dueling_dqn":
+        return {}
+    firsts = {row: next((e.run for e in entries if e.run), None) for row, entries in sweep.rows().items()}
+    return {row: dataclasses.asdict(playing.protocol(run)) for row, run in firsts.items() if run}
 
 
 def _estimates(values: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, Any]]:
@@ -427,6 +461,9 @@ def markdown(sweep: Sweep, found: Mapping[str, Any]) -> str:
     if sweep.command:
         lines += ["```sh", sweep.command, "```", ""]
     lines += [f"{_alike(sweep)} {_what_is_measured(sweep)} In parentheses: {statistics.OVER_SEEDS}.", ""]
+    for settings, rows in _by_protocol(sweep).items():
+        lines += [f"Protocol of {rows}: {', '.join(f'{name} {value}' for name, value in settings)}.", ""]
+    lines += [f"**WARNING.** {text}\n" for text in _protocol_warnings(sweep)]
     lines += _markdown_table(sweep, found["rows"], "measures", _RESULTS)
     lines += _markdown_differences(sweep, found, _RESULTS)
     if _columns(sweep, (_LEARNED,)):
@@ -440,6 +477,27 @@ def markdown(sweep: Sweep, found: Mapping[str, Any]) -> str:
             words.setdefault("".join(_last_words(sweep, entry)[-1:]), []).append(entry.name)
         lines += [f"- {', '.join(names)}: {said}" for said, names in words.items()]
     return "\n".join(lines) + "\n"
+
+
+def _by_protocol(sweep: Sweep) -> dict[tuple[tuple[str, Any], ...], str]:
+    """Attributes and values of each protocol -> the rows whose scores are of it, as text."""
+    rows: dict[tuple, list[str]] = {}
+    for row, protocol in _protocols(sweep).items():
+        rows.setdefault(tuple(protocol.items()), []).append(" ".join(row))
+    return {settings: "all scores" if len(rows) == 1 else "; ".join(of) for settings, of in rows.items()}
+
+
+def _protocol_warnings(sweep: Sweep) -> list[str]:
+    """A sentence for each pair of rows that are compared and whose protocols differ."""
+    if sweep.experiment != "dueling_dqn":
+        return []
+    return [
+        sentence
+        for context, compared in sweep.contexts().items()
+        for sentence in playing.warnings(
+            {" ".join([*context, value]): runs[0] for value, runs in compared.items()}
+        )
+    ]
 
 
 def _markdown_differences(sweep: Sweep, found: Mapping[str, Any], kinds: Sequence[str]) -> list[str]:
@@ -502,7 +560,15 @@ def _lead(sweep: Sweep) -> str:
 
 def _what_is_measured(sweep: Sweep) -> str:
     """What the numbers are of."""
-    if not sweep.classifies:
+    if sweep.experiment == "dueling_dqn":
+        several = any((run.config.get("num_seeds") or 1) > 1 for run in sweep.runs)
+        return (
+            "Scores are mean raw returns of full games: of the last agent, and of the one that did best in "
+            "an evaluation beside training." + " A run of several agents counts as their mean." * several
+        )
+    if sweep.experiment == "evaluate":
+        return "Scores are on test examples, of the encoder that config.which names."
+    if sweep.experiment != "deepfake":
         return (
             "Accuracy is that on validation puzzles over all classes (permutations); the worst group holds "
             "the hardest of them."
@@ -518,7 +584,7 @@ def _what_is_measured(sweep: Sweep) -> str:
 def _difference_title(sweep: Sweep) -> str:
     values = dict.fromkeys(entry.values[sweep.axes[-1]] for entry in sweep.entries)
     others = [value for value in values if value != sweep.baseline]
-    if sweep.classifies and len(others) == 1:
+    if sweep.experiment == "deepfake" and len(others) == 1:
         return f"{others[0]} minus {sweep.baseline}"
     return f"Difference to {sweep.baseline}"
 
@@ -528,7 +594,8 @@ def _alike(sweep: Sweep) -> str:
     facts = []
     training = [run.config.get("train", {}) for run in sweep.runs]
     batches = "batches of {:,}" + (" of each task" if any(len(run.tasks) > 1 for run in sweep.runs) else "")
-    for key, text in (("steps", "{:,} steps"), ("batch_size", batches)):
+    steps = (("steps", "{:,} steps"), ("agent_steps", "{:,} agent steps"))
+    for key, text in (*steps, ("batch_size", batches)):
         values = {train.get(key) for train in training}
         if len(values) == 1 and page.is_finite(value := values.pop()):
             facts.append(text.format(value))
@@ -552,7 +619,7 @@ def _how_paired(sweep: Sweep, rows: Sequence[Mapping[str, Any]], kinds: Sequence
         f"Each run minus that of {sweep.axes[-1]} {sweep.baseline} with the same seed and all else equal: "
         "mean and interval over these pairs. "
     )
-    if sweep.classifies and sweep.axes[-1] == "split":
+    if sweep.experiment == "deepfake" and sweep.axes[-1] == "split":
         sentence += "What easier splits are better by is leakage: frames of test videos were learned from. "
     if not cells:
         return f"{sentence}One pair has no interval."
@@ -570,12 +637,13 @@ def render(sweep: Sweep) -> str:
     """The page about several runs; its figures are written as PNG files too."""
     found = table(sweep)
     summary = f"<p class=lead>{page.escape(_lead(sweep))}</p>{''.join(_notices(sweep))}"
-    choices = () if sweep.classifies else _choices(sweep)
+    choices = _choices(sweep) if sweep.experiment == "pretrain" else ()
     sections = [
         ("table", "Results", "".join(_table(sweep, found))),
         ("differences", page.escape(_difference_title(sweep)), _differences(sweep, found, _RESULTS)),
         ("learned", _LEARNED_TITLE, _learned(sweep, found)),
         ("curves", "Training", "".join(_curves(sweep))),
+        ("protocols", "Protocols of the scores", "".join(_protocol_tables(sweep))),
         ("choices", "What each player chose", "".join(choices)),
         ("configs", "Where the configurations differ", "".join(_configs(sweep, found))),
         ("repeat", "Repeat these runs", "".join(_repeat(sweep))),
@@ -590,6 +658,8 @@ def _notices(sweep: Sweep) -> Iterator[str]:
             f"<p class=notice>{len(missing)} of {len(sweep.entries)} runs have no results: they failed, or "
             f"are still to come.</p><details><summary>Runs without results</summary>{listed}</details>"
         )
+    for sentence in _protocol_warnings(sweep):
+        yield f"<p class=notice><b>WARNING.</b> {page.escape(sentence)}</p>"
     made = _made_with(sweep.runs)
     for what, count in {"device": made["devices"], **made["versions"]}.items():
         if len(count) > 1:
@@ -701,17 +771,25 @@ def _context_label(sweep: Sweep, context: Sequence[str]) -> str:
     return ", ".join(f"{axis} {sweep.label(value)}" for axis, value in zip(sweep.axes, context, strict=False))
 
 
+def _protocol_tables(sweep: Sweep) -> Iterator[str]:
+    for settings, rows in _by_protocol(sweep).items():
+        table = page.key_values(dict(settings))
+        yield f"<details><summary>Protocol of {page.escape(rows)}</summary>{table}</details>"
+
+
 def _curves(sweep: Sweep) -> Iterator[str]:
+    if sweep.experiment not in _BESIDE_TRAINING:
+        return
+    pattern, what = _BESIDE_TRAINING[sweep.experiment]
     panels = []
     for context, players in sweep.contexts().items():
         logged = {name for runs in players.values() for run in runs for line in run.metrics for name in line}
-        pattern = "val/accuracy" if sweep.classifies else r"val/\w+/accuracy"
         names = sorted(name for name in logged if re.fullmatch(pattern, name))
         panels += [_curve(sweep, context, players, name) for name in names]
     if any(panels):
         yield (
-            "<p>Accuracy on validation examples beside training: the mean over seeds, in a band from the "
-            f"lowest seed to the highest.</p><div class=pair>{''.join(panels)}</div>"
+            f"<p>{what}: the mean over seeds, in a band from the lowest seed to the highest.</p>"
+            f"<div class=pair>{''.join(panels)}</div>"
         )
     else:
         yield "<p class=missing>No validation has been logged yet.</p>"
@@ -724,9 +802,9 @@ def _curve(sweep: Sweep, context: tuple[str, ...], players: Mapping[str, list[pa
     }
     chances = {run.part("final").get(f"{name.removesuffix('accuracy')}chance") for run in sweep.runs} - {None}
     reference = ("chance", chances.pop()) if len(chances) == 1 else None
-    label = _measure(name).label
+    label, percent = _measure(name).label, _measure(name).unit == "%"
     words = [*(word for word in context if not label.startswith(word)), label]
-    return _panel(sweep, [*context, name], seeds, " · ".join(words), reference)
+    return _panel(sweep, [*context, name], seeds, " · ".join(words), reference, percent=percent)
 
 
 def _panel(
@@ -735,6 +813,8 @@ def _panel(
     seeds: Mapping[str, tuple[list[int], np.ndarray]],
     ylabel: str,
     reference: tuple[str, float] | None,
+    *,
+    percent: bool = True,
 ) -> str:
     """Means and bands of values [S, T] over steps [T]; empty if there are none.
 
@@ -750,7 +830,8 @@ def _panel(
             if steps and len(values) > 1
         },
         ylabel=ylabel,
-        percent=True,
+        xlabel=figures.AGENT_STEPS if sweep.experiment == "dueling_dqn" else "training step",
+        percent=percent,
         reference=reference,
     )
     alt = f"{ylabel} over training steps: {', '.join(seeds)}."

@@ -101,10 +101,27 @@ def check_known(kind: str, name: Any, known: Iterable[Any]) -> None:
     known = list(known)
     if name in known:
         return
-    close = difflib.get_close_matches(str(name), map(str, known), n=1)
-    hint = f", did you mean {close[0]!r}?" if close else ";"
+    close = closest(str(name), map(str, known))
+    hint = f", did you mean {close!r}?" if close else ";"
     listing = ", ".join(map(str, known)) if known else "none"
     raise InputError(f"unknown {kind} {name!r}{hint} known: {listing}")
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that was most likely meant, or None.
+
+    Capitals and underscores make no difference, nor do a namespace in front, a version at the end and words
+    after a known name: `pong`, `ALE/Pong-v5` and `PongNoFrameskip-v4` are closest to `Pong`.
+    """
+    plain = lambda text: re.sub(r"_|-v\d+$", "", text).lower()
+    known = list(known)
+    if close := difflib.get_close_matches(name, known, n=1):
+        return close[0]
+    by_plain = {plain(one): one for one in known}
+    bare = plain(name.rpartition("/")[2])
+    begun = [one for one in by_plain if len(one) > 2 and bare.startswith(one)]
+    close = difflib.get_close_matches(bare, by_plain, n=1) or sorted(begun, key=len)[-1:]
+    return by_plain[close[0]] if close else None
 
 
 # --- Sections of a config against the builders that read them

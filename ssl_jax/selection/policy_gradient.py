@@ -119,6 +119,10 @@ def make_joint(
     """
     check_option(period >= 1, "period", period, "at least 1")
     check_option(num_groups >= 1, "num_groups", num_groups, "at least 1")
+    check_option(hidden >= 1, "hidden", hidden, "at least 1")
+    check_option(learning_rate > 0, "learning_rate", learning_rate, "above 0")
+    check_option(entropy_bonus >= 0, "entropy_bonus", entropy_bonus, "at least 0")
+    check_option(0 <= baseline_decay < 1, "baseline_decay", baseline_decay, "at least 0 and below 1")
     state_lib.check_draws(draws)
     groups = [min(num_groups, num) for num in num_permutations]
     sets, heads = _parts(num_permutations), _parts(groups)

@@ -72,6 +72,9 @@ def make(
         check_option(options[name] >= 1, name, options[name], "at least 1")
     for name in ("discount", "epsilon", "uniform_share"):
         check_option(0 <= options[name] <= 1, name, options[name], "in [0, 1]")
+    check_option(hidden >= 1, "hidden", hidden, "at least 1")
+    check_option(learning_rate > 0, "learning_rate", learning_rate, "above 0")
+    check_option(explore >= 0, "explore", explore, "at least 0")
     num_groups = min(num_groups, num_permutations)
     network = state_lib.GroupNetwork(num_groups, hidden)
     optimizer = optax.adam(learning_rate)
