@@ -20,6 +20,7 @@ from typing import Any
 from absl import flags
 
 from launch import command as command_lib
+from ssl_jax.runtime import paths
 from ssl_jax.runtime.errors import InputError
 
 SAVE_SECONDS = 180  # before the end of the job's time, when the run is told to save
@@ -124,7 +125,7 @@ def define_flags() -> None:
     flags.DEFINE_float("hours", 24.0, "Time after which the job is requeued.", lower_bound=0.1)
     flags.DEFINE_string("partition", None, "Partition; None: the cluster's own choice.")
     flags.DEFINE_string("account", None, "Account that pays.")
-    flags.DEFINE_string("logs", "runs/slurm", "Directory for the job's script and output.")
+    paths.define_flag("logs", "runs/slurm", "Directory for the job's script and output.")
     command_lib.define_dry_run()
 
 

@@ -36,7 +36,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from ssl_jax.runtime import config as config_lib
-from ssl_jax.runtime import files
+from ssl_jax.runtime import files, paths
 from ssl_jax.runtime.errors import InputError
 from ssl_jax.runtime.interruption import StopSignal
 
@@ -176,6 +176,7 @@ def _make_run(sweep: Sweep, values: Mapping[str, str], seed: int, workdir: Path)
     given = (f"--config={path_and_arg}", *(f"--config.{item}" for item in overrides))
     chosen = {axis: value for axis, (value, *_) in words.items()}
     needs = [text.format(**chosen) for value, text in sweep.needs.items() if value in chosen.values()]
+    needs = [paths.read(path, "config.needs") for path in needs]
     return Run(name, dict(values), seed, given, config, next(iter(needs), None))
 
 
@@ -400,7 +401,7 @@ def main(argv: list[str]) -> None:
 def define_flags() -> None:
     """The flags of the program. Not defined on import, for other programs have flags of the same names."""
     config_flags.DEFINE_config_file("config", None, "Sweep: a config file such as configs/ablation.py.")
-    flags.DEFINE_string("workdir", None, "Where the runs, the table and the report go.")
+    paths.define_flag("workdir", None, "Where the runs, the table and the report go.")
     flags.DEFINE_integer("parallel", 1, "How many runs go on at the same time.", lower_bound=1)
     flags.DEFINE_bool("dry_run", False, "Print the commands of the runs and start nothing.")
 

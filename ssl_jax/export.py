@@ -14,12 +14,12 @@ from pathlib import Path
 from absl import flags
 
 from ssl_jax.networks import ENCODERS, weights
-from ssl_jax.runtime import checkpoints
+from ssl_jax.runtime import checkpoints, paths
 from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime.errors import InputError
 
-_RUN = flags.DEFINE_string("run", None, "Work directory of a run of pre-training or of classification.")
-_WEIGHTS = flags.DEFINE_string("weights", None, "The file to write: .safetensors for PyTorch, or .npz.")
+_RUN = paths.define_flag("run", None, "Work directory of a run of pre-training or of classification.")
+_WEIGHTS = paths.define_flag("weights", None, "The file to write: .safetensors for PyTorch, or .npz.")
 _STEP = flags.DEFINE_integer("step", None, "Of the checkpoint; by default that of the scores, or the newest.")
 
 

@@ -17,14 +17,13 @@ from ml_collections import config_flags
 
 from ssl_jax import experiments
 from ssl_jax.runtime import config as config_lib
+from ssl_jax.runtime import paths
 from ssl_jax.runtime.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file and what it takes after a colon; --config.key=value overrides."
 )
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where a run writes and resumes; by default runs/CONFIG[-ARG]."
-)
+_WORKDIR = paths.define_flag("workdir", None, "Where a run writes and resumes; by default runs/CONFIG[-ARG].")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0 in a run of several; SLURM and TPU pods tell it themselves."
 )

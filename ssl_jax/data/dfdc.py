@@ -37,7 +37,7 @@ from PIL import Image
 
 from ssl_jax.data import building, faces, folders, pipeline, videos
 from ssl_jax.data.sources import ppm, unknown_name
-from ssl_jax.runtime import files
+from ssl_jax.runtime import files, paths
 from ssl_jax.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -588,7 +588,7 @@ def _store_directory(root: str, cache_dir: str | None, sampling: Sampling) -> st
     """Returns where frames of these settings are kept."""
     name = f"v{VERSION}-{sampling.frames}-{sampling.size or 'full'}-{sampling.crop}"
     if cache_dir is not None:
-        return os.path.join(os.path.abspath(os.path.expanduser(cache_dir)), name)
+        return os.path.join(os.path.abspath(paths.read(cache_dir, "data.cache_dir")), name)
     directory = os.path.join(root, folders.MANIFESTS, "frames", name)
     if not folders.is_inside(root, directory):
         raise InputError(f"{directory} leads out of {root}; give another place to store frames as cache_dir.")

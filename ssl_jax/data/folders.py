@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ssl_jax.data import sources
-from ssl_jax.runtime import files
+from ssl_jax.runtime import files, paths
 from ssl_jax.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -275,9 +275,9 @@ def existing(path: str) -> str:
     """Returns the path of a folder without links in it.
 
     Raises:
-        InputError: there is no such folder.
+        InputError: there is no such folder; see also `paths.read`.
     """
-    path = os.path.expanduser(path)
+    path = paths.read(path, "data.path")
     if os.path.isdir(path):
         return os.path.realpath(path)
     if os.path.exists(path):
@@ -580,14 +580,14 @@ def read_inside(root: str, path: str) -> bytes:
         return file.read(MAX_BYTES)
 
 
-def manifest_files(root: str, name: str) -> tuple[str, str]:
-    """Where a manifest of a folder can lie: in it, or in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    key = hashlib.blake2b(os.fsencode(root), digest_size=16).hexdigest()
-    return (
-        os.path.join(root, MANIFESTS, f"{name}.jsonl"),
-        os.path.join(cache, "ssl_jax", "manifests", key, f"{name}.jsonl"),
-    )
+def manifest_files(root: str, name: str) -> list[str]:
+    """Where a manifest of a folder can lie: in it, or in the user's cache, if there is one."""
+    places = [os.path.join(root, MANIFESTS, f"{name}.jsonl")]
+    cache = paths.cache()
+    if cache is not None:
+        key = hashlib.blake2b(os.fsencode(root), digest_size=16).hexdigest()
+        places.append(os.path.join(cache, "manifests", key, f"{name}.jsonl"))
+    return places
 
 
 def read_manifest(root: str, name: str, header: dict[str, Any]) -> Iterator[dict[str, Any]]:

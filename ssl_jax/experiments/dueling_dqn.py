@@ -47,6 +47,7 @@ from ssl_jax.runtime import metrics as metrics_lib
 from ssl_jax.runtime.checkpoints import Checkpoints
 from ssl_jax.runtime.errors import InputError
 from ssl_jax.runtime.interruption import StopSignal
+from ssl_jax.runtime.paths import UserPath
 
 Metrics = dict[str, jax.Array]
 Row = dict[str, np.ndarray]
@@ -127,6 +128,12 @@ class Memory:
     importance_exponent: float = 0.4
     importance_steps: int = 1_000_000
     place: Literal["device", "host"] = "device"
+
+
+class Start(NamedTuple):
+    """What of section `network` is not the network's: the checkpoints whose trunk it begins with, or None."""
+
+    start_from: UserPath | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -336,6 +343,7 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         )
     network = dict(sections["network"])
     start_from = network.pop("start_from", None)
+    start_from = config_lib.unpack({"start_from": start_from}, Start, path="network")["start_from"]
     ignored = ("num_actions", "auxiliary_classes", "dtype", "parent", "name")
     return Setup(
         seed=sections["seed"],

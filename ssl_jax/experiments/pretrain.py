@@ -41,6 +41,7 @@ from ssl_jax.runtime import metrics as metrics_lib
 from ssl_jax.runtime import precision as precision_lib
 from ssl_jax.runtime.checkpoints import Checkpoints
 from ssl_jax.runtime.errors import InputError
+from ssl_jax.runtime.paths import UserPath
 from ssl_jax.selection import Evaluation, group_permutations
 
 Metrics = dict[str, jax.Array]
@@ -84,9 +85,9 @@ class Data:
     """
 
     name: str
-    data_dir: str | None = None
-    path: str | None = None
-    annotations: str | None = None
+    data_dir: UserPath | None = None
+    path: UserPath | None = None
+    annotations: UserPath | None = None
     fold: int = 1
     splits: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     image_size: tuple[int, int]

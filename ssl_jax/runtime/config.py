@@ -22,7 +22,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from ssl_jax.runtime import files, memory
+from ssl_jax.runtime import files, memory, paths
 from ssl_jax.runtime.errors import InputError
 
 CONFIG_FILE = "config.json"
@@ -122,16 +122,16 @@ def unpack(
     Args:
       section: keys and values, from the config.
       builder: a function or dataclass whose arguments are annotated with bool, int, float, str,
-        tuple[...], Literal[...], Mapping, Any, or a union of these with None.
+        tuple[...], Literal[...], Mapping, Any, `paths.UserPath`, or a union of these with None.
       path: where the section is in the config ("encoder", "train.optimizer"; "" for all of it).
       ignore: arguments of the builder that come from elsewhere, and so are no keys of the config.
 
     Returns:
       Keyword arguments for the builder: lists became tuples, ints became floats where the builder
-      asks for them. Arguments with a default may be absent.
+      asks for them, and paths were read by `paths.read`. Arguments with a default may be absent.
 
     Raises:
-      InputError: an unknown key, a missing key, or a value of the wrong type.
+      InputError: an unknown key, a missing key, a value of the wrong type, or a path that is none here.
     """
     where = f"config.{path}" if path else "config"
     if not isinstance(section, Mapping | ConfigDict):
@@ -154,12 +154,15 @@ def unpack(
 def _checked(value: Any, hint: Any, where: str) -> Any:
     """The value as the annotation wants it; InputError where it does not fit."""
     try:
-        return _convert(value, hint)
+        value = _convert(value, hint)
     except TypeError:
         raise InputError(f"{where} must be {_spell(hint)}, not {value!r}") from None
+    is_path = paths.UserPath in (hint, *typing.get_args(hint)) and value is not None
+    return paths.read(value, where) if is_path else value
 
 
 def _convert(value: Any, hint: Any) -> Any:
+    hint = str if hint is paths.UserPath else hint
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -206,6 +209,10 @@ def _convert_tuple(value: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 def _spell(hint: Any) -> str:
     if hint is types.NoneType:
         return "None"
+    if hint is paths.UserPath:
+        return "str"
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " | ".join(map(_spell, typing.get_args(hint)))
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(repr, typing.get_args(hint)))
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
@@ -250,6 +257,7 @@ def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS
     Returns:
       The name of the program, which is all that is left.
     """
+    argv = _with_config_path_read(argv)
     path_and_arg, overrides = _config_flags_in(argv)
     kinds = {}
     if path_and_arg is not None:
@@ -261,6 +269,7 @@ def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS
         rest = flag_values(list(argv))
     except flags.Error as error:
         sentence = " ".join(str(error).split())
+        sentence = re.sub(r"^flag (--\w+)=.*: (?=\1=)", "", sentence)  # one that names the flag itself
         for name, kind in kinds.items():
             if sentence.startswith(f"flag --{name}="):
                 sentence = f"{name} must be {kind.__name__} ({sentence})"
@@ -268,6 +277,19 @@ def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS
     if rest[1:]:
         raise InputError(f"unexpected argument {rest[1]!r}; flags are given as --name=value")
     return rest
+
+
+def _with_config_path_read(argv: Sequence[str]) -> list[str]:
+    """The arguments with the path of `--config` as `paths.read` has it; shells leave a ~ after = alone."""
+    argv = list(argv)
+    end = argv.index("--") if "--" in argv else len(argv)
+    for i in range(1, end):
+        match = re.fullmatch(r"(--?config=)(.+)", argv[i], flags=re.DOTALL)
+        if match:
+            argv[i] = match[1] + paths.read(match[2], "--config")
+        elif argv[i - 1] in ("-config", "--config"):
+            argv[i] = paths.read(argv[i], "--config")
+    return argv
 
 
 def _config_flags_in(argv: Sequence[str]) -> tuple[str | None, list[str]]:

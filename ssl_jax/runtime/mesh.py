@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ssl_jax.runtime import paths
 from ssl_jax.runtime.errors import InputError
 
 DATA_AXIS = "data"
@@ -129,19 +130,27 @@ def setup_compilation_cache(directory: str | Path | None = None) -> Path | None:
     used. A program that is found gives the same bits as the one that was compiled.
 
     Args:
-      directory: where to; by default $JAX_COMPILATION_CACHE_DIR, else ~/.cache/ssl_jax/xla.
+      directory: where to; by default $JAX_COMPILATION_CACHE_DIR, else `xla` in `paths.cache()`.
 
     Returns:
       The directory, or None where there is no cache, and programs are compiled as ever: the
-      directory cannot be written, or this is an Intel CPU.
+      directory cannot be written, the user has no home directory, or this is an Intel CPU. None also where
+      JAX_COMPILATION_CACHE_DIR is an address such as gs://bucket, which JAX sees to by itself.
+
+    Raises:
+      InputError: JAX_COMPILATION_CACHE_DIR begins with a home directory that is not known.
     """
     if jax.default_backend() == "cpu" and _is_intel_cpu():
         # On some of them XLA refuses to load what it wrote, with pages of errors
         # (openxla/xla#44565), and there is no telling which.
         return None
     if directory is None:
-        default = Path.home() / ".cache" / "ssl_jax" / "xla"
-        directory = os.environ.get("JAX_COMPILATION_CACHE_DIR") or default
+        cache = paths.cache()
+        if paths.is_url(os.environ.get("JAX_COMPILATION_CACHE_DIR", "")):
+            return None
+        directory = paths.variable("JAX_COMPILATION_CACHE_DIR") or (cache and cache / "xla")
+    if directory is None:
+        return None
     directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
