@@ -97,10 +97,10 @@ class _PathParser(flags.ArgumentParser):
     syntactic_help = "a path"
 
     def __init__(self, name: str):
-        self._name = f"--{name}"
+        self._flag = f"--{name}"
 
     def parse(self, argument: str) -> str:
-        return read(argument, self._name)
+        return read(argument, self._flag)
 
     def flag_type(self) -> str:
         return "path"
@@ -111,10 +111,10 @@ class _PathsParser(flags.ListParser):
 
     def __init__(self, name: str):
         super().__init__()
-        self._name = f"--{name}"
+        self._flag = f"--{name}"
 
     def parse(self, argument: str | list[str]) -> list[str]:
-        return [read(path, self._name) for path in super().parse(argument)]
+        return [read(path, self._flag) for path in super().parse(argument)]
 
 
 def define_flag(name: str, default: str | None, help: str) -> flags.FlagHolder[Any]:
