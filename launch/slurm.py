@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 
 from launch import command as command_lib
-from ssl_jax.runtime import paths
+from ssl_jax.runtime import children, paths
 from ssl_jax.runtime.errors import InputError
 
 SAVE_SECONDS = 180  # before the end of the job's time, when the run is told to save
@@ -43,7 +43,7 @@ class Task:
         """
         # SLURM tells every process of a job; the run itself need not hear what is meant for submitit.
         quiet = ["bash", "-c", 'trap "" USR1 USR2; exec "$@"', "bash"]
-        self._child = subprocess.Popen([*quiet, sys.executable, *self.command[1:]])
+        self._child = subprocess.Popen([*quiet, *children.following([sys.executable, *self.command[1:]])])
         threading.Thread(target=self._wait_for_child, daemon=True).start()
         self._sleep_until_ended()
         if self._status == 128 + signal.SIGTERM:

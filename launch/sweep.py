@@ -35,8 +35,8 @@ from typing import IO, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from ssl_jax.runtime import children, files, paths
 from ssl_jax.runtime import config as config_lib
-from ssl_jax.runtime import files, paths
 from ssl_jax.runtime.errors import InputError
 from ssl_jax.runtime.interruption import StopSignal
 
@@ -230,8 +230,8 @@ def check_directories(runs: Sequence[Run], workdir: Path) -> None:
 def claim(workdir: Path) -> Iterator[IO[str]]:
     """Makes the directory, and holds it against other sweeps; yields the file that is locked.
 
-    The runs inherit the file, and so the lock: a sweep that was killed leaves the directory locked until
-    the runs it had started are gone too.
+    The runs inherit the file, and so the lock: when a sweep is killed, the runs that it had started are told
+    to save and stop, and the directory stays locked until they are gone too.
 
     Raises:
       InputError: the directory is held, or cannot be written.
@@ -300,7 +300,7 @@ def _start(run: Run, workdir: Path, lock: IO[str]) -> subprocess.Popen:
     # signal would end it before it has saved.
     with _log(run.name, workdir).open("w") as log:
         return subprocess.Popen(
-            [sys.executable, *run.command(workdir)],
+            children.following([sys.executable, *run.command(workdir)]),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -10,10 +10,14 @@ example comes there, how it is cropped and what takes its place if it cannot be 
 depends on nothing but the seed and its number, and to resume is to start at another number.
 """
 
+import contextlib
 import dataclasses
 import functools
+import gc
 import io
 import logging
+import multiprocessing.util
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -24,12 +28,14 @@ from absl import flags
 from PIL import ExifTags, Image
 
 from ssl_jax.data.sources import Source, TooLargeError, blank
+from ssl_jax.runtime import children
 from ssl_jax.runtime.errors import InputError
 
 MIN_READ = 100  # examples to read before the share of bad ones can stop a run
 MAX_REDRAWS = 100  # random draws for one position, all of them bad, after which it is given up
 # What pictures may be. Other readers of Pillow start programs (EPS) or have never met hostile files.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FREEING_PRIORITY = 20  # above 15, that at which pools of threads are ended
 TURNS = {  # EXIF orientation -> how to turn what is stored into what is shown
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -370,7 +376,10 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
             self._iterator = _prefetched(
                 self._batches[self._number :], self._options, workers=self._options.workers
             )
-        batch = next(self._iterator)
+            with children.starting_workers() if self._options.workers else contextlib.nullcontext():
+                batch = next(self._iterator)
+        else:
+            batch = next(self._iterator)
         readings = batch.pop("readings")
         self.skipped.add(self._source.name, readings)
         if not batch:
@@ -452,12 +461,26 @@ def endless(source: Source, read: Reader, field: str, options: TrainOptions) -> 
 
 def _prefetched(batches: grain.MapDataset, options: Options, *, workers: int = 0) -> grain.DatasetIterator:
     if workers:
+        multiprocessing.util.Finalize(None, _finish_freeing, exitpriority=FREEING_PRIORITY)
         if not flags.FLAGS.is_parsed():  # grain asks for flags; a notebook or a test parses none.
             flags.FLAGS.mark_as_parsed()
-        multiprocessing = grain.MultiprocessingOptions(workers, max(1, options.prefetch // workers))
-        return iter(batches.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(multiprocessing))
+        shared_out = grain.MultiprocessingOptions(workers, max(1, options.prefetch // workers))
+        in_worker = batches.to_iter_dataset(grain.ReadOptions(1, 1))
+        return iter(in_worker.mp_prefetch(shared_out, worker_init_fn=children.begin_worker))
     threads = options.threads
     return iter(batches.to_iter_dataset(grain.ReadOptions(threads, max(options.prefetch, threads))))
+
+
+def _finish_freeing() -> None:
+    """Waits, at the end of the program, for grain's thread that frees the shared memory of old batches.
+
+    Python would end the thread in the midst of that, and complain about memory that is left.
+    """
+    gc.collect()
+    module = sys.modules.get("grain._src.python.ipc.shared_memory_array")
+    pool = getattr(getattr(module, "SharedMemoryArray", None), "_del_thread_pool", None)
+    if pool is not None:
+        pool.apply(int)  # It has one thread: what it was told before is done.
 
 
 def half(image_size: tuple[int, int]) -> tuple[int, int]:
