@@ -36,6 +36,8 @@ setup(
         "tensorflow-datasets>=4.9.10",
     ],
     extras_require={
+        "cuda": ["jax[cuda12]"],  # NVIDIA GPUs
+        "tpu": ["jax[tpu]"],
         "faces": ["opencv-python-headless<5"],  # config.data.crop=face of configs/deepfake.py
         "hdf5": ["h5py"],  # weights that Caffe wrote
         "slurm": ["submitit>=1.5"],  # launch/slurm.py

@@ -603,6 +603,7 @@ def main(argv: list[str]) -> None:
     setup_from_config, make_bench, parts = EXPERIMENTS[config.experiment]
     for part in _ONLY.value:
         config_lib.check_known("part", part, parts)
+    mesh_lib.start_devices()
     setup = setup_from_config(config)
     mesh_lib.setup_compilation_cache()
     bench = make_bench(setup, _SECONDS.value)

@@ -16,6 +16,7 @@ from absl import flags
 from ssl_jax.networks import ENCODERS, weights
 from ssl_jax.runtime import checkpoints, paths
 from ssl_jax.runtime import config as config_lib
+from ssl_jax.runtime import mesh as mesh_lib
 from ssl_jax.runtime.errors import InputError
 
 _RUN = paths.define_flag("run", None, "Work directory of a run of pre-training or of classification.")
@@ -65,6 +66,7 @@ def main(argv: list[str]) -> None:
         raise InputError(
             "give the work directory of a run by --run=DIR, and the file to write by --weights=FILE."
         )
+    mesh_lib.start_devices()
     step, shapes = export(_RUN.value, _WEIGHTS.value, _STEP.value)
     for name, shape in shapes.items():
         print(f"{name} {list(shape)}")

@@ -8,6 +8,7 @@ python -m ssl_jax.main --config=... --coordinator=node1:8476 --num_processes=2 -
 The same command again goes on from the last checkpoint.
 """
 
+import contextlib
 import importlib
 import shlex
 import sys
@@ -44,18 +45,23 @@ def main(argv: list[str]) -> None:
     config_lib.check_known("experiment", config.get("experiment"), experiments.EXPERIMENTS)
     default = config_lib.default_workdir(flags.FLAGS["config"].config_filename)
     # Imported only now: jax takes seconds to start, and a mistyped flag should not wait for it.
-    distributed, lock, watching = (
-        importlib.import_module(f"ssl_jax.runtime.{name}") for name in ("distributed", "lock", "watching")
+    try:
+        importlib.import_module("jax")
+    except ValueError as error:  # of a variable such as JAX_NUM_CPU_DEVICES
+        raise InputError(f"JAX does not take a variable of the environment: {error}") from None
+    distributed, lock, mesh, watching = (
+        importlib.import_module(f"ssl_jax.runtime.{name}")
+        for name in ("distributed", "lock", "mesh", "watching")
     )
     workdir = _WORKDIR.value or default
     watch = {key: config[key] for key in config_lib.WATCH_KEYS if key in config}
     distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     try:
-        with (
-            distributed.ending_together(),
-            lock.workdir_lock(workdir),
-            watching.under_watch(workdir, **watch),
-        ):
+        with contextlib.ExitStack() as around:
+            around.enter_context(distributed.ending_together())
+            mesh.start_devices()
+            around.enter_context(lock.workdir_lock(workdir))
+            around.enter_context(watching.under_watch(workdir, **watch))
             experiment = importlib.import_module(f"ssl_jax.experiments.{config.experiment}")
             experiment.run(config, workdir)
     except KeyboardInterrupt:

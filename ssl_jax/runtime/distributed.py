@@ -199,13 +199,11 @@ def _initialize(timeout_seconds: int, **arguments: Any) -> None:
 
 
 def _say_what_is_awaited(timeout_seconds: int) -> None:
-    sentence = (
-        f"waiting for the other processes of the run; after {timeout_seconds} seconds this one gives up"
-    )
+    said = f"waiting for the other processes of the run; after {timeout_seconds} seconds this one gives up"
     if _proxy() is not None:
-        sentence += (
-            f". {_proxy()} is set, and may be what is in the way: {WITHOUT_PROXY[0]} must list the hosts of the "
-            f"run, and lists {_hosts_without_proxy() or 'none'}"
+        said += (
+            f". {_proxy()} is set, and that proxy may be in the way: {WITHOUT_PROXY[0]} must list the hosts "
+            f"of the run, and lists {_hosts_without_proxy() or 'none'}"
         )
     print(said, file=sys.stderr, flush=True)
 
