@@ -35,6 +35,7 @@ from typing import IO, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from ssl_jax import experiments
 from ssl_jax.runtime import children, files, paths
 from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime.errors import InputError
@@ -214,7 +215,8 @@ def check_directories(runs: Sequence[Run], workdir: Path) -> None:
         path = workdir / run.name / config_lib.CONFIG_FILE
         if not path.exists() and not is_finished(run, workdir):
             continue
-        lines = config_lib.difference(config_lib.read(path), run.config)
+        may_change = experiments.MAY_CHANGE.get(run.config.get("experiment"), ())
+        lines = config_lib.difference(config_lib.read(path), run.config, may_change)
         if lines:
             more = f" and {len(lines) - 8} more" if len(lines) > 8 else ""
             raise InputError(

@@ -36,7 +36,7 @@ import rich.progress
 from PIL import Image
 
 from ssl_jax.data import building, faces, folders, pipeline, videos
-from ssl_jax.data.sources import ppm, unknown_name
+from ssl_jax.data.sources import digest, ppm, unknown_name
 from ssl_jax.runtime import files, paths
 from ssl_jax.runtime.errors import InputError
 
@@ -156,6 +156,10 @@ class Frames:
         """Returns what to call an example in a message."""
         video, _, step = self.rows[index]
         return f"{self.paths[int(video)]}, frame {step}"
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the names of the videos, and of which of their frames there are."""
+        return digest([*map(os.fsencode, self.paths), np.ascontiguousarray(self.rows).tobytes()])
 
 
 @dataclasses.dataclass(frozen=True)

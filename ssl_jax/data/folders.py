@@ -101,6 +101,10 @@ class Pictures:
         """Returns what to call an example in a message."""
         return self.paths[index]
 
+    def fingerprint(self) -> str:
+        """Returns a digest of the names of the pictures in the folder, in order; not of their contents."""
+        return sources.digest(map(os.fsencode, self.paths))
+
     def take(self, name: str, items: np.ndarray, fields: Sequence[str]) -> "Pictures":
         """Returns the pictures `items` (int [N]) as a source of their own, with some of the fields."""
         return Pictures(

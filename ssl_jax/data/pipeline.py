@@ -398,22 +398,34 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
         return {
             "batch": self._number,
             "examples": len(self._source),
+            "source": self._source.name,
+            "fingerprint": self._fingerprint,
             "read": self.skipped.read,
             "bad": self.skipped.bad,
             "causes": [[*example, cause] for example, cause in self.skipped.causes.items()],
             "refused": dict(self.skipped.refused),
         }
 
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        return self._source.fingerprint()
+
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from where a state was taken.
+        """Goes on from where a state was taken; the data set may have moved to another directory.
 
         Raises:
-            InputError: the state belongs to a split of another size.
+            InputError: the state belongs to a split of another size, or of other examples as far as
+                `Source.fingerprint` can tell.
         """
         if state["examples"] != len(self._source):
             raise InputError(
                 f"{self._source.name} has {len(self._source)} examples, but the saved run read"
                 f" {state['examples']}; restore the data set or start in a new directory."
+            )
+        if state.get("fingerprint", self._fingerprint) != self._fingerprint:  # Older runs have none.
+            raise InputError(
+                f"{self._source.name} has as many examples as {state['source']} that the saved run read, but"
+                " they are others, or in another order; restore that data set or start in a new directory."
             )
         self.close()
         self._number = state["batch"]
@@ -421,9 +433,14 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
             self.skipped.max_share,
             state["read"],
             state["bad"],
-            {(name, index): cause for name, index, cause in state["causes"]},
+            {(self._moved(name, state), index): cause for name, index, cause in state["causes"]},
             dict(state.get("refused", {})),  # Runs from before there were clips have none.
         )
+
+    def _moved(self, name: str, state: dict[str, Any]) -> str:
+        """The name that a split has now, of a data set that was elsewhere when a state was taken."""
+        old, new = (source.rpartition(" ")[0] for source in (state.get("source", ""), self._source.name))
+        return new + name.removeprefix(old) if old and name.startswith(f"{old} ") else name
 
     def close(self) -> None:
         """Ends threads and worker processes; the next batch would start them again."""

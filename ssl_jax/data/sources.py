@@ -7,6 +7,7 @@ and it can be sent to worker processes. `ssl_jax.data.folders` and `ssl_jax.data
 
 import dataclasses
 import difflib
+import hashlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # Importing tfds takes half a second, so it happens where it 
 
     from ssl_jax.data.folders import Folder
 
+FINGERPRINTED = 16  # examples of a split that tell it from another
 SPLITS = ("train", "selection", "validation", "test")
 
 
@@ -73,6 +75,23 @@ class Source:
     def describe(self, index: int) -> str:
         """Returns what to call an example in a message."""
         return f"example {index}"
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the number of examples and of some of them, evenly apart.
+
+        Every kind of source has one; it does not depend on the directory that the data set is in.
+        """
+        num = len(self.records)
+        some = range(0, num, max(num // FINGERPRINTED, 1))
+        return digest([str(num).encode(), *(bytes(self.records[index]) for index in some)])
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """Returns a short digest of a sequence of bytes, in hexadecimal digits."""
+    state = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        state.update(len(part).to_bytes(8, "little") + part)
+    return state.hexdigest()
 
 
 def blank(source: Source) -> dict[str, np.ndarray]:

@@ -31,7 +31,7 @@ from absl import logging
 from ssl_jax.data import dfdc, manipulated_clips, pipeline, sources
 from ssl_jax.evaluation import linear_probe, scores, smoothgrad
 from ssl_jax.evaluation.features import collect
-from ssl_jax.experiments import tasks, training
+from ssl_jax.experiments import MAY_CHANGE, tasks, training
 from ssl_jax.networks import ENCODERS, weights
 from ssl_jax.networks.alexnet import AlexNet
 from ssl_jax.networks.resnet import ResNet
@@ -547,14 +547,14 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     finished = Path(workdir) / config_lib.RESULTS_FILE
     # That of another config is refused before anything is built; a new one is made after all is there.
     if (Path(workdir) / config_lib.CONFIG_FILE).exists():
-        config_lib.claim_workdir(workdir, config)
+        claim(workdir, config)
     if finished.exists():
         return console.show_finished(workdir)
     setup = setup_from_config(config)
     mesh_lib.setup_compilation_cache()
     state = create_state(setup, jax.random.PRNGKey(setup.seed))
     data = open_data(setup)
-    workdir = config_lib.claim_workdir(workdir, config)
+    workdir = claim(workdir, config)
     mesh = mesh_lib.make()
     state = mesh_lib.place(state, mesh, setup.layout)
     checkpoints = Checkpoints(
@@ -567,6 +567,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         batches.set_state(saved["batches"]["image"])
         seconds = saved["seconds"]
         logging.info("Going on from step %d.", step)
+    config_lib.keep_changes(workdir, config)
     around = training.Surroundings(
         mesh=mesh,
         workdir=workdir,
@@ -587,6 +588,16 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         batches.close()
         around.metrics.close()
         checkpoints.close()
+
+
+def claim(workdir: str | Path, config: ml_collections.ConfigDict) -> Path:
+    """`config.claim_workdir` with what may change."""
+    fixed = (
+        "its training ends where validation gets no better, and its test is made; begin another one with its "
+        "encoder by --config.init.name=checkpoint and --config.init.path"
+    )
+    length = config_lib.Length("train.steps", fixed)
+    return config_lib.claim_workdir(workdir, config, may_change=MAY_CHANGE["deepfake"], length=length)
 
 
 def open_data(setup: Setup) -> dfdc.Dfdc:

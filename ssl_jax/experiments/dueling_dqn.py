@@ -36,6 +36,7 @@ from ssl_jax.atari.environments import Environments, TimeStep
 from ssl_jax.atari.protocol import Protocol, learning_reward
 from ssl_jax.atari.replay import Replay, ReplayState, Transitions
 from ssl_jax.evaluation import atari_return
+from ssl_jax.experiments import MAY_CHANGE
 from ssl_jax.networks import layers, q_network
 from ssl_jax.networks.q_network import QNetwork
 from ssl_jax.pretext import auxiliary
@@ -908,7 +909,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         raise InputError("dueling_dqn runs in one process; start it without the others.")
     check_memory(setup, memory_device(setup))
     template = state_template(setup)
-    workdir = config_lib.claim_workdir(workdir, config)
+    workdir = config_lib.claim_workdir(
+        workdir, config, may_change=MAY_CHANGE["dueling_dqn"], length=length(setup.train)
+    )
     mesh_lib.setup_compilation_cache()
     checkpoints = Checkpoints(workdir / "checkpoints", keep=setup.train.keep_checkpoints)
     restored = checkpoints.restore(template)
@@ -922,6 +925,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     else:
         step, state, saved = restored
         logging.info("Going on from agent step %d.", step)
+    config_lib.keep_changes(workdir, config, length(setup.train))
     around = Surroundings(
         workdir=workdir,
         checkpoints=checkpoints,
@@ -935,6 +939,17 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     finally:
         around.metrics.close()
         checkpoints.close()
+
+
+def length(train: Train) -> config_lib.Length:
+    """Whether a run that has ended may be made longer; new episodes begin there, as at every checkpoint."""
+    fixed = None
+    if train.decay_share:
+        fixed = (
+            f"with config.train.decay_share={train.decay_share} the learning rate has fallen to 0 by then; "
+            "begin another one with its network by --config.network.start_from"
+        )
+    return config_lib.Length("train.agent_steps", fixed)
 
 
 def open_environments(setup: Setup, purpose: int, step: int, num_envs: int) -> Environments:

@@ -27,8 +27,8 @@ from matplotlib.figure import Figure
 from ssl_jax.data import clips, pipeline, sources
 from ssl_jax.evaluation import retrieval, state_probe
 from ssl_jax.evaluation.features import FeatureFunction
+from ssl_jax.experiments import MAY_CHANGE, training
 from ssl_jax.experiments import tasks as tasks_lib
-from ssl_jax.experiments import training
 from ssl_jax.experiments.tasks import Skill, SkillMeter, Task
 from ssl_jax.networks import ENCODERS
 from ssl_jax.networks.heads import PuzzleNetwork
@@ -350,7 +350,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     """
     setup = setup_from_config(config)
     with distributed.first_process_first():
-        workdir = config_lib.claim_workdir(workdir, config)
+        workdir = config_lib.claim_workdir(
+            workdir, config, may_change=MAY_CHANGE["pretrain"], length=training.length(setup.train)
+        )
     evaluate_checkpoint = evaluation(config, workdir)
     mesh_lib.setup_compilation_cache()
     mesh = mesh_lib.make()
@@ -364,7 +366,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     if restored is not None and restored[0] == setup.train.steps and finished.exists():
         checkpoints.close()
         results = console.show_finished(workdir)
-        evaluate_checkpoint()
+        if not (workdir / "evaluation" / config_lib.RESULTS_FILE).exists():
+            evaluate_checkpoint()
         return results
     batches = open_batches(setup, data)
     seconds = {}
@@ -378,6 +381,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
                 stream.skipped = pipeline.Skipped(setup.data.max_bad_share)  # process 0 has what all read
         seconds = saved["seconds"]
         logging.info("Going on from step %d.", step)
+    if jax.process_index() == 0:
+        config_lib.keep_changes(workdir, config, training.length(setup.train))
     around = training.Surroundings(
         mesh=mesh,
         workdir=workdir,
@@ -426,9 +431,7 @@ def evaluation(config: ml_collections.ConfigDict, workdir: Path) -> Callable[[],
         raise InputError(f"section config.evaluation: {error}") from None
 
     def evaluate_checkpoint():
-        directory = workdir / "evaluation"
-        if not (directory / config_lib.RESULTS_FILE).exists():
-            evaluate.run(asked, directory)
+        evaluate.run(asked, workdir / "evaluation")
 
     return evaluate_checkpoint
 
