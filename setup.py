@@ -34,6 +34,8 @@ setup(
         "tensorflow-datasets>=4.9.10",
     ],
     extras_require={
+        "cuda": ["jax[cuda12]"],  # NVIDIA GPUs
+        "tpu": ["jax[tpu]"],
         "faces": ["opencv-python-headless<5"],  # config.data.crop=face of configs/deepfake.py
         "hdf5": ["h5py"],  # weights that Caffe wrote
         "notebooks": ["ipykernel", "jupytext", "pandas"],  # colabs/

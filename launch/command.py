@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from absl import flags
 
 from ssl_jax.runtime import config as config_lib
+from ssl_jax.runtime import paths
 from ssl_jax.runtime.errors import InputError
 
 PLACE_FLAGS = ("coordinator", "num_processes", "process_id")
@@ -18,13 +19,17 @@ def main_command(main_flags: Sequence[str]) -> list[str]:
       main_flags: of `ssl_jax.main`.
 
     Raises:
-      InputError: no config among them, or a place.
+      InputError: no config among them, or a place, or a workdir that is no path of a file system.
     """
     names = [flag.lstrip("-").partition("=")[0] for flag in main_flags]
     if "config" not in names:
         raise InputError("give the run after --, such as: -- --config=configs/jigsaw_rl.py")
     for name in set(names).intersection(PLACE_FLAGS):
         raise InputError(f"--{name} is told to each process by the launcher; leave it out")
+    for flag in main_flags:  # Read where the run is: its home directory may be another.
+        name, _, value = flag.lstrip("-").partition("=")
+        if name == "workdir":
+            paths.refuse_url(value, "--workdir")
     return ["python", "-m", "ssl_jax.main", *main_flags]
 
 

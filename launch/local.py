@@ -5,8 +5,8 @@ python -m launch.local --processes=8 --gpus_per_process=1 -- --config=configs/ji
 python -m launch.local --processes=2 --dry_run -- --config=configs/jigsaw_rl.py   # prints the commands
 
 Each line of output begins with the number of the process that wrote it. When one process fails, all are
-ended. SIGTERM or Ctrl-C lets all of them save and stop at the same step; a second Ctrl-C kills them. The
-same command again goes on.
+ended. SIGTERM or Ctrl-C lets all of them save and stop at the same step, as they also do when this program
+is killed; a second Ctrl-C kills them. The same command again goes on.
 
 Exit status: 0 if all processes have ended well, 1 if one has failed, 2 for bad input, 128 + the signal's
 number if the run was told to stop.
@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from launch import command as command_lib
+from ssl_jax.runtime import children
 from ssl_jax.runtime.errors import InputError
 from ssl_jax.runtime.interruption import StopSignal
 
@@ -67,7 +68,7 @@ class Process:
         self.last_lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
         # In a session of its own, lest Ctrl-C reach it twice: from the terminal and from here.
         self.process = subprocess.Popen(
-            [sys.executable, *command[1:]],
+            children.following([sys.executable, *command[1:]]),
             env=os.environ | variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -20,6 +20,7 @@ from typing import Any
 from absl import flags
 
 from launch import command as command_lib
+from ssl_jax.runtime import children, paths
 from ssl_jax.runtime.errors import InputError
 
 SAVE_SECONDS = 180  # before the end of the job's time, when the run is told to save
@@ -42,7 +43,7 @@ class Task:
         """
         # SLURM tells every process of a job; the run itself need not hear what is meant for submitit.
         quiet = ["bash", "-c", 'trap "" USR1 USR2; exec "$@"', "bash"]
-        self._child = subprocess.Popen([*quiet, sys.executable, *self.command[1:]])
+        self._child = subprocess.Popen([*quiet, *children.following([sys.executable, *self.command[1:]])])
         threading.Thread(target=self._wait_for_child, daemon=True).start()
         self._sleep_until_ended()
         if self._status == 128 + signal.SIGTERM:
@@ -124,7 +125,7 @@ def define_flags() -> None:
     flags.DEFINE_float("hours", 24.0, "Time after which the job is requeued.", lower_bound=0.1)
     flags.DEFINE_string("partition", None, "Partition; None: the cluster's own choice.")
     flags.DEFINE_string("account", None, "Account that pays.")
-    flags.DEFINE_string("logs", "runs/slurm", "Directory for the job's script and output.")
+    paths.define_flag("logs", "runs/slurm", "Directory for the job's script and output.")
     command_lib.define_dry_run()
 
 

@@ -35,8 +35,9 @@ from typing import IO, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from ssl_jax import experiments
+from ssl_jax.runtime import children, files, paths
 from ssl_jax.runtime import config as config_lib
-from ssl_jax.runtime import files
 from ssl_jax.runtime.errors import InputError
 from ssl_jax.runtime.interruption import StopSignal
 
@@ -178,6 +179,7 @@ def _make_run(sweep: Sweep, values: Mapping[str, str], seed: int, workdir: Path)
     given = (f"--config={path_and_arg}", *(f"--config.{item}" for item in overrides))
     chosen = {axis: value for axis, (value, *_) in words.items()}
     needs = [text.format(**chosen) for value, text in sweep.needs.items() if value in chosen.values()]
+    needs = [paths.read(path, "config.needs") for path in needs]
     return Run(name, dict(values), seed, given, config, next(iter(needs), None))
 
 
@@ -227,7 +229,8 @@ def check_directories(runs: Sequence[Run], workdir: Path) -> None:
         path = workdir / run.name / config_lib.CONFIG_FILE
         if not path.exists() and not is_finished(run, workdir):
             continue
-        lines = config_lib.difference(config_lib.read(path), run.config)
+        may_change = experiments.MAY_CHANGE.get(run.config.get("experiment"), ())
+        lines = config_lib.difference(config_lib.read(path), run.config, may_change)
         if lines:
             more = f" and {len(lines) - 8} more" if len(lines) > 8 else ""
             raise InputError(
@@ -243,8 +246,8 @@ def check_directories(runs: Sequence[Run], workdir: Path) -> None:
 def claim(workdir: Path) -> Iterator[IO[str]]:
     """Makes the directory, and holds it against other sweeps; yields the file that is locked.
 
-    The runs inherit the file, and so the lock: a sweep that was killed leaves the directory locked until
-    the runs it had started are gone too.
+    The runs inherit the file, and so the lock: when a sweep is killed, the runs that it had started are told
+    to save and stop, and the directory stays locked until they are gone too.
 
     Raises:
       InputError: the directory is held, or cannot be written.
@@ -313,7 +316,7 @@ def _start(run: Run, workdir: Path, lock: IO[str]) -> subprocess.Popen:
     # signal would end it before it has saved.
     with _log(run.name, workdir).open("w") as log:
         return subprocess.Popen(
-            [sys.executable, *run.command(workdir)],
+            children.following([sys.executable, *run.command(workdir)]),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -414,7 +417,7 @@ def main(argv: list[str]) -> None:
 def define_flags() -> None:
     """The flags of the program. Not defined on import, for other programs have flags of the same names."""
     config_flags.DEFINE_config_file("config", None, "Sweep: a config file such as configs/ablation.py.")
-    flags.DEFINE_string("workdir", None, "Where the runs, the table and the report go.")
+    paths.define_flag("workdir", None, "Where the runs, the table and the report go.")
     flags.DEFINE_integer("parallel", 1, "How many runs go on at the same time.", lower_bound=1)
     flags.DEFINE_bool("dry_run", False, "Print the commands of the runs and start nothing.")
 

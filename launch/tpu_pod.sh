@@ -32,7 +32,8 @@ done
 
 # Quoted twice: for the shell of the hosts, and for this one when printed.
 printf -v run '%q ' python -m ssl_jax.main "$@"
-printf -v where '%q' "$dir"
+printf -v where '%q' "${dir#\~/}"
+[[ $dir == "~/"* ]] && where="~/$where" # that of the hosts
 command=(gcloud compute tpus tpu-vm ssh "$name" "--zone=$zone" ${project:+"--project=$project"}
   --worker=all "--command=cd $where && ${run% }")
 if $dry_run; then

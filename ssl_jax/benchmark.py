@@ -47,6 +47,7 @@ from ssl_jax.pretext import permutations
 from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime import mesh as mesh_lib
 from ssl_jax.runtime import metrics as metrics_lib
+from ssl_jax.runtime import paths
 from ssl_jax.runtime.errors import InputError
 
 Row = tuple[str, float, str]
@@ -56,7 +57,7 @@ MOST_REMEMBERED = 20_000  # transitions of an agent: a memory that is filled wit
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config to measure.")
 _ONLY = flags.DEFINE_list("only", [], "Parts to measure, all by default.")
 _SECONDS = flags.DEFINE_float("seconds", 5.0, "How long each rate is measured, in seconds.", lower_bound=0.0)
-_JSON = flags.DEFINE_string("json", None, "Where to write the numbers as JSON, besides the table.")
+_JSON = paths.define_flag("json", None, "Where to write the numbers as JSON, besides the table.")
 
 
 def timed(
@@ -602,6 +603,7 @@ def main(argv: list[str]) -> None:
     setup_from_config, make_bench, parts = EXPERIMENTS[config.experiment]
     for part in _ONLY.value:
         config_lib.check_known("part", part, parts)
+    mesh_lib.start_devices()
     setup = setup_from_config(config)
     mesh_lib.setup_compilation_cache()
     bench = make_bench(setup, _SECONDS.value)

@@ -14,12 +14,13 @@ from pathlib import Path
 from absl import flags
 
 from ssl_jax.networks import ENCODERS, weights
-from ssl_jax.runtime import checkpoints
+from ssl_jax.runtime import checkpoints, paths
 from ssl_jax.runtime import config as config_lib
+from ssl_jax.runtime import mesh as mesh_lib
 from ssl_jax.runtime.errors import InputError
 
-_RUN = flags.DEFINE_string("run", None, "Work directory of a run of pre-training or of classification.")
-_WEIGHTS = flags.DEFINE_string("weights", None, "The file to write: .safetensors for PyTorch, or .npz.")
+_RUN = paths.define_flag("run", None, "Work directory of a run of pre-training or of classification.")
+_WEIGHTS = paths.define_flag("weights", None, "The file to write: .safetensors for PyTorch, or .npz.")
 _STEP = flags.DEFINE_integer("step", None, "Of the checkpoint; by default that of the scores, or the newest.")
 
 
@@ -66,6 +67,7 @@ def main(argv: list[str]) -> None:
         raise InputError(
             "give the work directory of a run by --run=DIR, and the file to write by --weights=FILE."
         )
+    mesh_lib.start_devices()
     step, shapes = export(_RUN.value, _WEIGHTS.value, _STEP.value)
     for name, shape in shapes.items():
         print(f"{name} {list(shape)}")

@@ -8,6 +8,7 @@ python -m ssl_jax.main --config=... --coordinator=node1:8476 --num_processes=2 -
 The same command again goes on from the last checkpoint.
 """
 
+import contextlib
 import importlib
 import shlex
 import sys
@@ -17,14 +18,13 @@ from ml_collections import config_flags
 
 from ssl_jax import experiments
 from ssl_jax.runtime import config as config_lib
+from ssl_jax.runtime import paths
 from ssl_jax.runtime.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file and what it takes after a colon; --config.key=value overrides."
 )
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where a run writes and resumes; by default runs/CONFIG[-ARG]."
-)
+_WORKDIR = paths.define_flag("workdir", None, "Where a run writes and resumes; by default runs/CONFIG[-ARG].")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0 in a run of several; SLURM and TPU pods tell it themselves."
 )
@@ -45,18 +45,23 @@ def main(argv: list[str]) -> None:
     config_lib.check_known("experiment", config.get("experiment"), experiments.EXPERIMENTS)
     default = config_lib.default_workdir(flags.FLAGS["config"].config_filename)
     # Imported only now: jax takes seconds to start, and a mistyped flag should not wait for it.
-    distributed, lock, watching = (
-        importlib.import_module(f"ssl_jax.runtime.{name}") for name in ("distributed", "lock", "watching")
+    try:
+        importlib.import_module("jax")
+    except ValueError as error:  # of a variable such as JAX_NUM_CPU_DEVICES
+        raise InputError(f"JAX does not take a variable of the environment: {error}") from None
+    distributed, lock, mesh, watching = (
+        importlib.import_module(f"ssl_jax.runtime.{name}")
+        for name in ("distributed", "lock", "mesh", "watching")
     )
     workdir = _WORKDIR.value or default
     watch = {key: config[key] for key in config_lib.WATCH_KEYS if key in config}
     distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     try:
-        with (
-            distributed.ending_together(),
-            lock.workdir_lock(workdir),
-            watching.under_watch(workdir, **watch),
-        ):
+        with contextlib.ExitStack() as around:
+            around.enter_context(distributed.ending_together())
+            mesh.start_devices()
+            around.enter_context(lock.workdir_lock(workdir))
+            around.enter_context(watching.under_watch(workdir, **watch))
             experiment = importlib.import_module(f"ssl_jax.experiments.{config.experiment}")
             experiment.run(config, workdir)
     except KeyboardInterrupt:

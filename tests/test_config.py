@@ -358,6 +358,40 @@ def test_a_run_that_ended_before_it_had_anything_has_no_claim(tmp_path, left):
         config.claim_workdir(tmp_path, example())
 
 
+def test_claim_with_other_keys_that_change_no_number_keeps_the_former_values(tmp_path):
+    config.claim_workdir(tmp_path, example())
+    (tmp_path / "checkpoints" / "50").mkdir(parents=True)
+    new = example(widths=(3,), seed=1)
+    with pytest.raises(InputError, match="another config: seed: null -> 1; choose"):
+        config.claim_workdir(tmp_path, new, may_change=("widths",))
+    config.claim_workdir(tmp_path, new, may_change=("widths", "seed"))
+    assert config.read(tmp_path / "config.json").seed is None  # until the run goes on
+    config.keep_changes(tmp_path, new)
+    assert config.difference(config.read(tmp_path / "config.json"), new) == []
+    config.keep_changes(tmp_path, new)
+    (line,) = map(json.loads, (tmp_path / "config_changes.jsonl").read_text().splitlines())
+    assert line["step"] == 50
+    assert line["changes"] == {"seed": [None, 1], "widths": [[1, 2], [3]]}
+
+
+def test_claim_of_a_longer_run_is_given_where_nothing_depends_on_its_end(tmp_path):
+    config.claim_workdir(tmp_path, example())
+    (tmp_path / "results.json").write_text("the shorter one's")
+    longer = example(steps=200)
+    fixed = config.Length("train.steps", "its rate falls to 0")
+    with pytest.raises(
+        InputError, match=r"longer \(config\.train\.steps: 100 -> 200\), because its rate falls"
+    ):
+        config.claim_workdir(tmp_path, longer, length=fixed)
+    free = config.Length("train.steps")
+    with pytest.raises(InputError, match=r"another config: train\.steps: 100 -> 50"):
+        config.claim_workdir(tmp_path, example(steps=50), length=free)
+    config.claim_workdir(tmp_path, longer, length=free)
+    config.keep_changes(tmp_path, longer, free)
+    assert (tmp_path / "results_100.json").read_text() == "the shorter one's"
+    assert not (tmp_path / "results.json").exists()
+
+
 def test_claim_refuses_what_it_cannot_use(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be used: File exists"):

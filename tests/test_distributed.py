@@ -88,6 +88,31 @@ def test_a_coordinator_that_is_not_there_or_whose_port_is_taken():
             distributed.start(f"localhost:{port}", 2, 0)
 
 
+def test_processes_with_a_proxy_in_their_environment_talk_without_it():
+    with socket.create_server(("localhost", 0)) as silent:  # accepts, and never answers
+        proxy = f"http://localhost:{silent.getsockname()[1]}"
+        code = """
+        import os
+        print(distributed.gather(os.environ["no_grpc_proxy"]))
+        """
+        variables = {"http_proxy": proxy, "https_proxy": proxy, "no_proxy": ".example.org"}
+        outputs = processes.outputs(processes.start(processes.joined(code), **variables))
+    assert [output.splitlines()[-1] for output in outputs] == [str([".example.org,localhost"] * 2)] * 2
+
+
+@pytest.mark.parametrize("proxy", [None, *distributed.PROXIES])
+def test_process_that_waits_for_others_names_the_proxy(proxy, monkeypatch, capsys):
+    for name in (*distributed.PROXIES, "no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    if proxy:
+        monkeypatch.setenv(proxy, "http://name:secret@proxy:3128")
+    distributed._say_what_is_awaited(300)
+    said = capsys.readouterr().err
+    assert said.startswith("waiting for the other processes of the run; after 300 seconds this one gives up")
+    assert (f"{proxy} is set" in said) == (proxy is not None)
+    assert "secret" not in said
+
+
 def test_two_processes_talk_and_save_a_state_in_parts_and_whole(tmp_path):
     """Made by both, written once, restored by both onto their own parts."""
     code = f"""

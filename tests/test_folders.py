@@ -215,6 +215,25 @@ def test_pictures_travel_to_other_processes(tmp_path):
     assert not batches.skipped.causes
 
 
+def test_state_of_a_folder_that_moved_goes_on_and_of_one_with_other_names_is_refused(tmp_path):
+    def batches(path):
+        options = pipeline.TrainOptions(batch_size=4, image_size=(6, 8), seed=0)
+        return pipeline.train_batches(make(path).open("train"), options)
+
+    fill(tmp_path / "old" / "cat", 20)
+    first = batches(tmp_path / "old")
+    first.skipped.causes[f"{os.path.realpath(tmp_path / 'old')} train", 3] = "unreadable"
+    state = first.get_state()
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = batches(tmp_path / "new")
+    moved.set_state(state)
+    assert list(moved.skipped.causes) == [(f"{os.path.realpath(tmp_path / 'new')} train", 3)]
+    path = tmp_path / "new" / moved._source.paths[5]
+    path.rename(path.with_name("a_" + path.name))
+    with pytest.raises(InputError, match=r"as many examples as .*/old train.* but they are others"):
+        batches(tmp_path / "new").set_state(state)
+
+
 # --- The manifest
 
 

@@ -105,6 +105,12 @@ def test_kubernetes_leaves_dollars_of_the_command_alone():
     assert pod["containers"][0]["resources"] == {"limits": {}}
 
 
+def test_tpu_pod_leaves_the_home_directory_to_the_hosts():
+    done = tpu_pod("--name=pod", "--zone=z1-a", "--dir=~/my code", "--dry-run", "--", *RUN)
+    remote = shlex.split(done.stdout)[-1].removeprefix("--command=")
+    assert remote.startswith("cd ~/my\\ code && python ")
+
+
 def test_tpu_pod_dry_run_is_one_command_for_all_hosts():
     assert launch("bash", "-n", "launch/tpu_pod.sh").returncode == 0
     assert (ROOT / "launch" / "tpu_pod.sh").stat().st_mode & stat.S_IXUSR
@@ -208,6 +214,27 @@ def test_a_signal_reaches_all_so_that_they_save(number):
     assert sorted(output.splitlines()) == ["[0] saved", "[1] saved"]
     assert process.returncode == 128 + number
     assert errors.startswith("Stopped; to go on: python ")
+
+
+def test_processes_save_when_the_program_that_started_them_is_killed(tmp_path):
+    code = f"""if True:
+        import os, pathlib, signal, sys, time
+        me = pathlib.Path({str(tmp_path)!r}, str(os.getpid()))
+        def save(*_):
+            me.with_suffix(".saved").touch()
+            sys.exit(143)
+        signal.signal(signal.SIGTERM, save)
+        print("ready", flush=True)
+        time.sleep(1000)
+    """
+    process = start_local(code, code)
+    assert {process.stdout.readline(), process.stdout.readline()} == {"[0] ready\n", "[1] ready\n"}
+    process.kill()
+    process.communicate(timeout=60)
+    last = time.monotonic() + 60
+    while len(list(tmp_path.glob("*.saved"))) < 2:
+        assert time.monotonic() < last
+        time.sleep(0.01)
 
 
 # --- A task of SLURM

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ssl_jax.runtime import mesh as mesh_lib
+
 # The experiment lives beside the config, for these tests are of the door and not of a room.
 CONFIG = """
 import os
@@ -119,6 +121,42 @@ def test_bad_input_is_one_line_and_status_2(place, case):
     assert done.stderr.count("\n") == 1
     assert sentence in done.stderr
     assert not (place / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("JAX_PLATFORMS", "cuda", '(installed: cpu); install them by pip install "ssl_jax[cuda]"'),
+        ("JAX_PLATFORMS", "gpu", 'pip install "ssl_jax[cuda]"'),
+        ("JAX_PLATFORMS", "tpu", 'pip install "ssl_jax[tpu]"'),
+        ("JAX_PLATFORMS", "cpx", "'cpx' is no platform that is known here, did you mean 'cpu'?"),
+        ("JAX_NUM_CPU_DEVICES", "many", 'Invalid value "many" for JAX flag jax_num_cpu_devices'),
+        ("JAX_NUM_CPU_DEVICES", "0", "JAX_NUM_CPU_DEVICES=0 must be at least 1"),
+    ],
+)
+def test_devices_that_are_not_there_are_one_line_and_nothing_is_written(place, variable, value, sentence):
+    if mesh_lib._installed_platforms() != ["cpu"]:
+        pytest.skip("JAX is installed here for more than the CPU")
+    variables = environment() | {"XLA_FLAGS": "", variable: value}
+    done = subprocess.run(
+        command("--config=configs/shuffle.py"), cwd=place, env=variables, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert sentence in done.stderr
+    assert not (place / "runs").exists()
+
+
+def test_extras_that_install_devices_exist():
+    text = (Path(__file__).parents[1] / "setup.py").read_text()
+    assert all(f'"{extra}": ["jax[' in text for extra in mesh_lib.EXTRAS)
+
+
+def test_hidden_gpus_are_named(monkeypatch):
+    monkeypatch.setattr(mesh_lib, "_installed_platforms", lambda: ["cpu", "cuda"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    sentence = mesh_lib._why_no_devices("cuda", "Unable to initialize backend 'cuda': no device")
+    assert "CUDA_VISIBLE_DEVICES= hides all GPUs" in sentence
 
 
 def test_a_run_and_its_refusals(place, tmp_path):

@@ -237,6 +237,20 @@ def test_a_state_of_other_data_is_refused(atari):
         train(atari.open("selection"), **arguments).set_state(state)
 
 
+def test_state_of_as_many_other_examples_is_refused(odd_pictures_dir):
+    def half(part):
+        cut = {"train": part, "selection": "test[:1]", "validation": "test[1:]", "test": "test[1:]"}
+        source = sources.make(name="odd_pictures", data_dir=odd_pictures_dir, splits=cut).open("train")
+        return train(source, batch_size=4, image_size=ODD, seed=0)
+
+    state = half("train[:50%]").get_state()
+    half("train[:50%]").set_state(state)
+    with pytest.raises(InputError, match=r"as many examples as odd_pictures .* but they are others"):
+        half("train[50%:]").set_state(state)
+    del state["fingerprint"]  # as runs had none once
+    half("train[50%:]").set_state(state)
+
+
 @pytest.mark.parametrize("argument", ["batch_size", "seed", "workers", "threads", "prefetch"])
 def test_numbers_too_small_are_refused(atari, argument):
     arguments = {"batch_size": 4, "image_size": ATARI, "seed": 0} | {argument: -1}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import runs
 
+from ssl_jax.data import sources
 from ssl_jax.experiments import pretrain
 from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime import metrics as metrics_lib
@@ -339,3 +340,70 @@ def test_a_config_without_a_task_is_refused():
     config = config_lib.load(f"{runs.ROOT / 'configs' / 'spatiotemporal_rl.py'}:smoke,tasks=none")
     with pytest.raises(InputError, match="the config has no task; give it a section spatial or temporal"):
         pretrain.setup_from_config(config)
+
+
+# --- Resuming with another config
+
+
+def test_run_resumed_with_other_workers_data_directory_and_pages_ends_with_the_same_bits(
+    uninterrupted, tmp_path, atari_tiny_dir
+):
+    parted = tmp_path / "parted"
+    runs.copy_before(STEPS, uninterrupted, parted)
+    before = config_lib.read(parted / "config.json")
+    shutil.copytree(atari_tiny_dir, tmp_path / "moved")
+    other = {
+        "data.workers": 1,
+        "data.threads": 1,
+        "data.prefetch": 1,
+        "data.data_dir": str(tmp_path / "moved"),
+        "train.log_every": 3,
+        "train.keep_checkpoints": 1,
+    }
+    given = {"probe.enabled": before.probe.enabled, **other}
+    finish(parted, given)
+    first, second = (restore_raw(path / "checkpoints") for path in (uninterrupted, parted))
+    assert first["step"] == second["step"] == STEPS
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    final = [json.loads((path / "results.json").read_text())["final"] for path in (uninterrupted, parted)]
+    assert final[0]["val/accuracy"] == final[1]["val/accuracy"]
+    (line,) = metrics_lib.read(parted / "config_changes.jsonl")
+    assert line["step"] < STEPS
+    assert {key: after for key, (_, after) in line["changes"].items()} == other
+    assert config_lib.difference(config_lib.read(parted / "config.json"), load(given)) == []
+
+
+def test_run_resumed_on_another_data_set_is_refused_and_keeps_its_config(
+    uninterrupted, tmp_path, monkeypatch
+):
+    parted = tmp_path / "parted"
+    runs.copy_before(STEPS, uninterrupted, parted)
+    before = config_lib.read(parted / "config.json")
+    monkeypatch.setattr(sources, "digest", lambda parts: "of another data set")
+    with pytest.raises(InputError, match="but they are others, or in another order"):
+        pretrain.run(load({"probe.enabled": before.probe.enabled, "data.threads": 1}), parted)
+    assert not (parted / "config_changes.jsonl").exists()
+    assert config_lib.difference(before, config_lib.read(parted / "config.json")) == []
+    assert runs.saved_steps(parted)
+
+
+def test_run_made_longer_ends_as_one_that_was_so_from_the_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    config = f"{CONFIG},policy=uniform"
+    little = SMALL | {"train.schedule": "constant", "train.validate_every": 2}
+    long, short = tmp_path / "long", tmp_path / "short"
+    runs.finish(config, long, little | {"train.steps": 4})
+    runs.finish(config, short, little | {"train.steps": 2})
+    before = (short / "results.json").read_text()
+    runs.finish(config, short, little | {"train.steps": 4})
+    assert (short / "results_2.json").read_text() == before
+    first, second = (restore_raw(path / "checkpoints") for path in (long, short))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    assert json.loads((short / "results.json").read_text())["protocol"]["train"]["steps"] == 4
+
+
+def test_run_whose_learning_rate_falls_cannot_be_made_longer(tmp_path):
+    config_lib.save(tmp_path / "config.json", load(SMALL))
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(InputError, match="schedule='cosine' the learning rate of the steps already made"):
+        run_here(tmp_path, **{"train.steps": 2 * STEPS})

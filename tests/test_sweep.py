@@ -348,23 +348,36 @@ def test_a_second_interrupt_kills_the_runs(place):
 
 
 def test_one_sweep_at_a_time_even_when_a_run_is_left_behind(place):
-    process = start(mode("wait"))
+    process = start(mode("deaf"))
     workdir = place / "runs" / "sweep"
     path = workdir / UNIFORM / "pid"
     wait_until(process, path.exists)
     refusal = "is at work in runs/sweep; wait for its end, or choose another --workdir"
     for _ in range(2):
-        status, output, errors = finish(mode("wait"))
+        status, output, errors = finish(mode("deaf"))
         assert (status, output, errors.count("\n")) == (2, "", 1)
         assert refusal in errors
         process.kill()  # the sweep, and not its run
         process.communicate()
-    os.kill(int(path.read_text()), signal.SIGTERM)
+    os.kill(int(path.read_text()), signal.SIGKILL)
+    wait_until_free(workdir)
+
+
+def test_sweep_that_is_killed_lets_its_run_save_and_stop(place):
+    process = start(mode("wait"))
+    workdir = place / "runs" / "sweep"
+    wait_until(process, (workdir / UNIFORM / "pid").exists)
+    process.kill()
+    process.communicate()
+    wait_until_free(workdir)
+    assert (workdir / UNIFORM / "saved").exists()
+
+
+def wait_until_free(workdir: Path) -> None:
     deadline = time.monotonic() + 60
     while not is_free(workdir):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert (workdir / UNIFORM / "saved").exists()
 
 
 def is_free(workdir: Path) -> bool:

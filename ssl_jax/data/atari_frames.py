@@ -26,7 +26,7 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from ssl_jax.data import building
-from ssl_jax.data.sources import unknown_name
+from ssl_jax.data.sources import data_directory, unknown_name
 from ssl_jax.runtime.errors import InputError
 
 FRAME_SHAPE = (210, 160, 3)  # height, width, RGB: the Atari 2600's full picture
@@ -362,14 +362,14 @@ def build(config: str = "default", data_dir: str | None = None) -> AtariFrames:
 
     Args:
         config: `default`, `tiny` or `atariari`.
-        data_dir: directory of tfds data sets; None is the usual one (`TFDS_DATA_DIR`, or
-            `~/tensorflow_datasets`).
+        data_dir: directory of tfds data sets; None is the usual one, see `sources.data_directory`.
 
     Raises:
         InputError: no such config, or its directory cannot be written or has not enough room.
     """
     if config not in AtariFrames.builder_configs:
         raise InputError(unknown_name("config of atari_frames", config, AtariFrames.builder_configs))
+    data_dir = data_directory(data_dir)
     builder = AtariFrames(config=config, data_dir=data_dir)
     if _is_prepared(builder):
         return builder
@@ -411,6 +411,7 @@ def _render(builder: AtariFrames, directory: pathlib.Path) -> None:
     with (
         building.progress_bar() as progress,
         contextlib.redirect_stdout(None),  # tfds prints that it downloads, which it does not.
+        building.owners_may_lack_names(),
     ):
         task = progress.add_task(f"Rendering {builder.info.full_name}", total=num_frames)
         builder._advance = functools.partial(progress.advance, task)

@@ -4,10 +4,14 @@ import contextlib
 import fcntl
 import logging
 import os
+import stat as stat_lib
 from collections.abc import Iterator
+from unittest import mock
 
 import rich.console
 import rich.progress
+from etils.epath import backend
+from etils.epath import stat_utils as epath_stat
 
 
 @contextlib.contextmanager
@@ -20,6 +24,31 @@ def locked(path: str | os.PathLike) -> Iterator[None]:
             what = os.fspath(path).removesuffix(".lock")
             logging.info("Another process is at work in %s; waiting for it.", what)
             fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def owners_may_lack_names() -> Iterator[None]:
+    """Lets tfds write files under a user or group that is a bare number, as in many containers.
+
+    tfds asks for the sizes of its files by etils, which also looks up the names of their owners and raises
+    KeyError where there are none (etils 1.15). Nobody here needs the names.
+    """
+    state_of = backend.os_backend.stat
+
+    def stat(path: os.PathLike | str) -> epath_stat.StatResult:
+        try:
+            return state_of(path)
+        except KeyError:
+            found = os.stat(path)
+            return epath_stat.StatResult(
+                is_directory=stat_lib.S_ISDIR(found.st_mode),
+                length=found.st_size,
+                mtime=int(found.st_mtime),
+                mode=found.st_mode,
+            )
+
+    with mock.patch.object(backend.os_backend, "stat", stat):
         yield
 
 

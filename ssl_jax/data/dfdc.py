@@ -37,8 +37,8 @@ import rich.progress
 from PIL import Image
 
 from ssl_jax.data import building, faces, folders, pipeline, videos
-from ssl_jax.data.sources import ppm, unknown_name
-from ssl_jax.runtime import files
+from ssl_jax.data.sources import digest, ppm, unknown_name
+from ssl_jax.runtime import files, paths
 from ssl_jax.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -157,6 +157,10 @@ class Frames:
         """Returns what to call an example in a message."""
         video, _, step = self.rows[index]
         return f"{self.paths[int(video)]}, frame {step}"
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the names of the videos, and of which of their frames there are."""
+        return digest([*map(os.fsencode, self.paths), np.ascontiguousarray(self.rows).tobytes()])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -595,7 +599,7 @@ def _store_directory(root: str, cache_dir: str | None, sampling: Sampling) -> st
     """Returns where frames of these settings are kept."""
     name = f"v{VERSION}-{sampling.frames}-{sampling.size or 'full'}-{sampling.crop}"
     if cache_dir is not None:
-        return os.path.join(os.path.abspath(os.path.expanduser(cache_dir)), name)
+        return os.path.join(os.path.abspath(paths.read(cache_dir, "data.cache_dir")), name)
     directory = os.path.join(root, folders.MANIFESTS, "frames", name)
     if not folders.is_inside(root, directory):
         raise InputError(f"{directory} leads out of {root}; give another place to store frames as cache_dir.")

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ssl_jax.data import formats, sources, split_names
-from ssl_jax.runtime import files
+from ssl_jax.runtime import files, paths
 from ssl_jax.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -106,6 +106,10 @@ class Pictures:
     def describe(self, index: int) -> str:
         """Returns what to call an example in a message."""
         return self.paths[index]
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the names of the pictures in the folder, in order; not of their contents."""
+        return sources.digest(map(os.fsencode, self.paths))
 
     def take(self, name: str, items: np.ndarray, fields: Sequence[str]) -> "Pictures":
         """Returns the pictures `items` (int [N]) as a source of their own, with some of the fields."""
@@ -299,9 +303,9 @@ def existing(path: str) -> str:
     """Returns the path of a folder without links in it.
 
     Raises:
-        InputError: there is no such folder.
+        InputError: there is no such folder; see also `paths.read`.
     """
-    path = os.path.expanduser(path)
+    path = paths.read(path, "data.path")
     if os.path.isdir(path):
         return os.path.realpath(path)
     if os.path.exists(path):
@@ -652,14 +656,14 @@ def read_text(root: str, path: str) -> str:
     return files.decode_text(contents, full)
 
 
-def manifest_files(root: str, name: str) -> tuple[str, str]:
-    """Where a manifest of a folder can lie: in it, or in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    key = hashlib.blake2b(os.fsencode(root), digest_size=16).hexdigest()
-    return (
-        os.path.join(root, MANIFESTS, f"{name}.jsonl"),
-        os.path.join(cache, "ssl_jax", "manifests", key, f"{name}.jsonl"),
-    )
+def manifest_files(root: str, name: str) -> list[str]:
+    """Where a manifest of a folder can lie: in it, or in the user's cache, if there is one."""
+    places = [os.path.join(root, MANIFESTS, f"{name}.jsonl")]
+    cache = paths.cache()
+    if cache is not None:
+        key = hashlib.blake2b(os.fsencode(root), digest_size=16).hexdigest()
+        places.append(os.path.join(cache, "manifests", key, f"{name}.jsonl"))
+    return places
 
 
 def read_manifest(root: str, name: str, header: dict[str, Any]) -> Iterator[dict[str, Any]]:

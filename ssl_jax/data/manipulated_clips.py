@@ -37,6 +37,7 @@ from PIL import Image
 
 from ssl_jax.data import building, dfdc, sources
 from ssl_jax.data.atari_frames import EPISODES_PER_STREAM
+from ssl_jax.runtime import paths
 from ssl_jax.runtime.errors import InputError
 
 SETTINGS = "manipulated_clips.json"  # beside metadata.json: what was asked for, and what is a stand-in
@@ -140,7 +141,7 @@ def build(
         "source": source,
     }
     _check(settings)
-    directory = os.path.abspath(os.path.expanduser(directory))
+    directory = os.path.abspath(paths.read(directory, "data.path"))
     if _is_built(directory, settings):
         return directory
     try:

@@ -10,10 +10,14 @@ example comes there, how it is cropped and what takes its place if it cannot be 
 depends on nothing but the seed and its number, and to resume is to start at another number.
 """
 
+import contextlib
 import dataclasses
 import functools
+import gc
 import io
 import logging
+import multiprocessing.util
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -25,12 +29,14 @@ from PIL import ExifTags, Image
 
 from ssl_jax.data import formats
 from ssl_jax.data.sources import Source, TooLargeError, blank
+from ssl_jax.runtime import children
 from ssl_jax.runtime.errors import InputError
 
 MIN_READ = 100  # examples to read before the share of bad ones can stop a run
 MAX_REDRAWS = 100  # random draws for one position, all of them bad, after which it is given up
 # What pictures may be. Other readers of Pillow start programs (EPS) or have never met hostile files.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FREEING_PRIORITY = 20  # above 15, that at which pools of threads are ended
 TURNS = {  # EXIF orientation -> how to turn what is stored into what is shown
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -382,7 +388,10 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
             self._iterator = _prefetched(
                 self._batches[self._number :], self._options, workers=self._options.workers
             )
-        batch = next(self._iterator)
+            with children.starting_workers() if self._options.workers else contextlib.nullcontext():
+                batch = next(self._iterator)
+        else:
+            batch = next(self._iterator)
         readings = batch.pop("readings")
         self.skipped.add(self._source.name, readings)
         if not batch:
@@ -401,22 +410,34 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
         return {
             "batch": self._number,
             "examples": len(self._source),
+            "source": self._source.name,
+            "fingerprint": self._fingerprint,
             "read": self.skipped.read,
             "bad": self.skipped.bad,
             "causes": [[*example, cause] for example, cause in self.skipped.causes.items()],
             "refused": dict(self.skipped.refused),
         }
 
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        return self._source.fingerprint()
+
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from where a state was taken.
+        """Goes on from where a state was taken; the data set may have moved to another directory.
 
         Raises:
-            InputError: the state belongs to a split of another size.
+            InputError: the state belongs to a split of another size, or of other examples as far as
+                `Source.fingerprint` can tell.
         """
         if state["examples"] != len(self._source):
             raise InputError(
                 f"{self._source.name} has {len(self._source)} examples, but the saved run read"
                 f" {state['examples']}; restore the data set or start in a new directory."
+            )
+        if state.get("fingerprint", self._fingerprint) != self._fingerprint:  # Older runs have none.
+            raise InputError(
+                f"{self._source.name} has as many examples as {state['source']} that the saved run read, but"
+                " they are others, or in another order; restore that data set or start in a new directory."
             )
         self.close()
         self._number = state["batch"]
@@ -424,9 +445,14 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
             self.skipped.max_share,
             state["read"],
             state["bad"],
-            {(name, index): cause for name, index, cause in state["causes"]},
+            {(self._moved(name, state), index): cause for name, index, cause in state["causes"]},
             dict(state.get("refused", {})),  # Runs from before there were clips have none.
         )
+
+    def _moved(self, name: str, state: dict[str, Any]) -> str:
+        """The name that a split has now, of a data set that was elsewhere when a state was taken."""
+        old, new = (source.rpartition(" ")[0] for source in (state.get("source", ""), self._source.name))
+        return new + name.removeprefix(old) if old and name.startswith(f"{old} ") else name
 
     def close(self) -> None:
         """Ends threads and worker processes; the next batch would start them again."""
@@ -464,12 +490,26 @@ def endless(source: Source, read: Reader, field: str, options: TrainOptions) -> 
 
 def _prefetched(batches: grain.MapDataset, options: Options, *, workers: int = 0) -> grain.DatasetIterator:
     if workers:
+        multiprocessing.util.Finalize(None, _finish_freeing, exitpriority=FREEING_PRIORITY)
         if not flags.FLAGS.is_parsed():  # grain asks for flags; a notebook or a test parses none.
             flags.FLAGS.mark_as_parsed()
-        multiprocessing = grain.MultiprocessingOptions(workers, max(1, options.prefetch // workers))
-        return iter(batches.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(multiprocessing))
+        shared_out = grain.MultiprocessingOptions(workers, max(1, options.prefetch // workers))
+        in_worker = batches.to_iter_dataset(grain.ReadOptions(1, 1))
+        return iter(in_worker.mp_prefetch(shared_out, worker_init_fn=children.begin_worker))
     threads = options.threads
     return iter(batches.to_iter_dataset(grain.ReadOptions(threads, max(options.prefetch, threads))))
+
+
+def _finish_freeing() -> None:
+    """Waits, at the end of the program, for grain's thread that frees the shared memory of old batches.
+
+    Python would end the thread in the midst of that, and complain about memory that is left.
+    """
+    gc.collect()
+    module = sys.modules.get("grain._src.python.ipc.shared_memory_array")
+    pool = getattr(getattr(module, "SharedMemoryArray", None), "_del_thread_pool", None)
+    if pool is not None:
+        pool.apply(int)  # It has one thread: what it was told before is done.
 
 
 def half(image_size: tuple[int, int]) -> tuple[int, int]:

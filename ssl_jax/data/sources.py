@@ -7,12 +7,15 @@ and it can be sent to worker processes. `ssl_jax.data.folders` and `ssl_jax.data
 
 import dataclasses
 import difflib
+import hashlib
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssl_jax.runtime import paths
 from ssl_jax.runtime.config import closest
 from ssl_jax.runtime.errors import InputError
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:  # Importing tfds takes half a second, so it happens where it 
 
     from ssl_jax.data.folders import Folder
 
+FINGERPRINTED = 16  # examples of a split that tell it from another
 SPLITS = ("train", "selection", "validation", "test")
 
 
@@ -72,6 +76,23 @@ class Source:
     def describe(self, index: int) -> str:
         """Returns what to call an example in a message."""
         return f"example {index}"
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the number of examples and of some of them, evenly apart.
+
+        Every kind of source has one; it does not depend on the directory that the data set is in.
+        """
+        num = len(self.records)
+        some = range(0, num, max(num // FINGERPRINTED, 1))
+        return digest([str(num).encode(), *(bytes(self.records[index]) for index in some)])
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """Returns a short digest of a sequence of bytes, in hexadecimal digits."""
+    state = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        state.update(len(part).to_bytes(8, "little") + part)
+    return state.hexdigest()
 
 
 def blank(source: Source) -> dict[str, np.ndarray]:
@@ -165,8 +186,7 @@ def make(
 
     Args:
         name: `folder`, `videos`, or a tfds name: `atari_frames`, `atari_frames/tiny`, `imagenet2012`, ...
-        data_dir: directory of tfds data sets; None is the usual one (`TFDS_DATA_DIR`, or
-            `~/tensorflow_datasets`).
+        data_dir: directory of tfds data sets; None is the usual one, see `data_directory`.
         path: the folder of `folder` or `videos`.
         annotations: of `videos`: the folder of the split files of UCF101 or HMDB51.
         fold: of these split files: 1, 2 or 3.
@@ -284,6 +304,23 @@ def _make_folder(
     return folders.make(path=path, splits=splits, opened=opened)
 
 
+def data_directory(data_dir: str | None = None) -> str:
+    """Returns where tfds data sets are: `data_dir`, else `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+
+    Raises:
+        InputError: there is no home directory either; see also `paths.read`.
+    """
+    if data_dir:
+        return paths.read(data_dir, "data.data_dir")
+    directory, home = paths.variable("TFDS_DATA_DIR"), paths.home()
+    if directory is None and home is None:
+        raise InputError(
+            f"The user that runs this (number {os.getuid()}) has no home directory, where data sets are kept;"
+            " set the variable TFDS_DATA_DIR, or config.data.data_dir, to a directory that can be written."
+        )
+    return directory or str(home / "tensorflow_datasets")
+
+
 def _open(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
     """Opens a data set from its files, without the code that prepared it (atari_frames: builds)."""
     import tensorflow_datasets as tfds
@@ -293,7 +330,7 @@ def _open(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
         from ssl_jax.data import atari_frames
 
         return atari_frames.build(config or "default", data_dir)
-    directory = data_dir or tfds.core.constants.DATA_DIR
+    data_dir = directory = data_directory(data_dir)
     # Every error of tfds here is a ValueError, a name that is no name at all included.
     try:
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)

@@ -173,6 +173,10 @@ class Frames:
         number, step = self._place(index)
         return f"{self.videos[number].path}, frame {step}"
 
+    def fingerprint(self) -> str:
+        """Returns a digest of the names of the videos in the folder, and of how many frames each has."""
+        return sources.digest(os.fsencode(f"{video.path} {video.frames}") for video in self.videos)
+
     def take(self, name: str, items: np.ndarray, fields: Sequence[str]) -> "Frames":
         """Returns the frames of the videos `items` (int [N]) as a source of their own, with some fields."""
         return Frames(

@@ -28,10 +28,10 @@ import numpy as np
 import optax
 from absl import logging
 
-from ssl_jax.data import dfdc, manipulated_clips, pipeline
+from ssl_jax.data import dfdc, manipulated_clips, pipeline, sources
 from ssl_jax.evaluation import linear_probe, scores, smoothgrad
 from ssl_jax.evaluation.features import collect
-from ssl_jax.experiments import tasks, training
+from ssl_jax.experiments import MAY_CHANGE, tasks, training
 from ssl_jax.networks import ENCODERS, weights
 from ssl_jax.networks.alexnet import AlexNet
 from ssl_jax.networks.resnet import ResNet
@@ -44,6 +44,7 @@ from ssl_jax.runtime import mesh as mesh_lib
 from ssl_jax.runtime import metrics as metrics_lib
 from ssl_jax.runtime.checkpoints import Checkpoints, restore_raw
 from ssl_jax.runtime.errors import InputError
+from ssl_jax.runtime.paths import UserPath
 
 Metrics = dict[str, jax.Array]
 Predict = Callable[[Any, np.ndarray], jax.Array]  # see `make_predict`
@@ -86,14 +87,14 @@ class Data:
     """
 
     name: Literal["dfdc", "manipulated_clips"]
-    path: str | None = None
-    data_dir: str | None = None
+    path: UserPath | None = None
+    data_dir: UserPath | None = None
     split: Literal["random", "hard", "grouped"]
     frames: int
     size: int
     crop: str = "centre"
     shares: tuple[float, float, float] = (0.7, 0.1, 0.2)
-    cache_dir: str | None = None
+    cache_dir: UserPath | None = None
     originals: int = 384
     fakes: int = 1
     clip_frames: int = 12
@@ -144,9 +145,9 @@ class Init:
     """
 
     name: Literal["random", "imagenet", "rotation", "jigsaw", "checkpoint"]
-    path: str | None = None
-    weights: str = "weights"
-    runs: str = "runs/deepfake_table"
+    path: UserPath | None = None
+    weights: UserPath = "weights"
+    runs: UserPath = "runs/deepfake_table"
 
     def place(self, encoder: str) -> Path | None:
         """The file or directory; None for random weights.
@@ -556,14 +557,14 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     finished = Path(workdir) / config_lib.RESULTS_FILE
     # That of another config is refused before anything is built; a new one is made after all is there.
     if (Path(workdir) / config_lib.CONFIG_FILE).exists():
-        config_lib.claim_workdir(workdir, config)
+        claim(workdir, config)
     if finished.exists():
         return console.show_finished(workdir)
     setup = setup_from_config(config)
     mesh_lib.setup_compilation_cache()
     state = create_state(setup, jax.random.PRNGKey(setup.seed))
     data = open_data(setup)
-    workdir = config_lib.claim_workdir(workdir, config)
+    workdir = claim(workdir, config)
     mesh = mesh_lib.make()
     state = mesh_lib.place(state, mesh, setup.layout)
     checkpoints = Checkpoints(
@@ -576,6 +577,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         batches.set_state(saved["batches"]["image"])
         seconds = saved["seconds"]
         logging.info("Going on from step %d.", step)
+    config_lib.keep_changes(workdir, config)
     around = training.Surroundings(
         mesh=mesh,
         workdir=workdir,
@@ -596,6 +598,16 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         batches.close()
         around.metrics.close()
         checkpoints.close()
+
+
+def claim(workdir: str | Path, config: ml_collections.ConfigDict) -> Path:
+    """`config.claim_workdir` with what may change."""
+    fixed = (
+        "its training ends where validation gets no better, and its test is made; begin another one with its "
+        "encoder by --config.init.name=checkpoint and --config.init.path"
+    )
+    length = config_lib.Length("train.steps", fixed)
+    return config_lib.claim_workdir(workdir, config, may_change=MAY_CHANGE["deepfake"], length=length)
 
 
 def open_data(setup: Setup) -> dfdc.Dfdc:
@@ -626,11 +638,9 @@ def open_data(setup: Setup) -> dfdc.Dfdc:
 
 def stand_in_directory(data: Data) -> str:
     """Where a stand-in of these settings is, unless the config says: beside the frames it is made of."""
-    import tensorflow_datasets as tfds
-
     source = data.source.replace("/", "_")
     name = f"{data.originals}x{data.fakes}-{data.clip_frames}-{source}"
-    return os.path.join(data.data_dir or tfds.core.constants.DATA_DIR, STAND_IN, name)
+    return os.path.join(sources.data_directory(data.data_dir), STAND_IN, name)
 
 
 def open_batches(setup: Setup, data: dfdc.Dfdc) -> pipeline.TrainBatches:

@@ -36,6 +36,7 @@ from ssl_jax.atari.environments import Environments, TimeStep
 from ssl_jax.atari.protocol import Protocol, learning_reward
 from ssl_jax.atari.replay import Replay, ReplayState, Transitions
 from ssl_jax.evaluation import atari_return
+from ssl_jax.experiments import MAY_CHANGE
 from ssl_jax.networks import layers, q_network, weights
 from ssl_jax.networks.q_network import QNetwork
 from ssl_jax.pretext import auxiliary
@@ -47,6 +48,7 @@ from ssl_jax.runtime import metrics as metrics_lib
 from ssl_jax.runtime.checkpoints import Checkpoints
 from ssl_jax.runtime.errors import InputError
 from ssl_jax.runtime.interruption import StopSignal
+from ssl_jax.runtime.paths import UserPath
 
 Metrics = dict[str, jax.Array]
 Row = dict[str, np.ndarray]
@@ -127,6 +129,12 @@ class Memory:
     importance_exponent: float = 0.4
     importance_steps: int = 1_000_000
     place: Literal["device", "host"] = "device"
+
+
+class Start(NamedTuple):
+    """What of section `network` is not the network's: the checkpoints whose trunk it begins with, or None."""
+
+    start_from: UserPath | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -336,6 +344,7 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         )
     network = dict(sections["network"])
     start_from = network.pop("start_from", None)
+    start_from = config_lib.unpack({"start_from": start_from}, Start, path="network")["start_from"]
     ignored = ("num_actions", "auxiliary_classes", "dtype", "parent", "name")
     setup = Setup(
         seed=sections["seed"],
@@ -939,7 +948,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         raise InputError("dueling_dqn runs in one process; start it without the others.")
     check_memory(setup, memory_device(setup))
     template = state_template(setup)
-    workdir = config_lib.claim_workdir(workdir, config)
+    workdir = config_lib.claim_workdir(
+        workdir, config, may_change=MAY_CHANGE["dueling_dqn"], length=length(setup.train)
+    )
     mesh_lib.setup_compilation_cache()
     checkpoints = Checkpoints(workdir / "checkpoints", keep=setup.train.keep_checkpoints)
     restored = checkpoints.restore(template)
@@ -953,6 +964,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     else:
         step, state, saved = restored
         logging.info("Going on from agent step %d.", step)
+    config_lib.keep_changes(workdir, config, length(setup.train))
     around = Surroundings(
         workdir=workdir,
         checkpoints=checkpoints,
@@ -966,6 +978,17 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     finally:
         around.metrics.close()
         checkpoints.close()
+
+
+def length(train: Train) -> config_lib.Length:
+    """Whether a run that has ended may be made longer; new episodes begin there, as at every checkpoint."""
+    fixed = None
+    if train.decay_share:
+        fixed = (
+            f"with config.train.decay_share={train.decay_share} the learning rate has fallen to 0 by then; "
+            "begin another one with its network by --config.network.start_from"
+        )
+    return config_lib.Length("train.agent_steps", fixed)
 
 
 def open_environments(setup: Setup, purpose: int, step: int, num_envs: int) -> Environments:

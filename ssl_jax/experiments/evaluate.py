@@ -32,6 +32,7 @@ from ssl_jax.runtime import mesh as mesh_lib
 from ssl_jax.runtime import metrics as metrics_lib
 from ssl_jax.runtime.checkpoints import restore_raw
 from ssl_jax.runtime.errors import InputError
+from ssl_jax.runtime.paths import UserPath
 
 SPLITS = ("train", "validation", "test")
 SAMPLES, NEIGHBOURS = 8, 6  # queries and their neighbours in a picture
@@ -66,9 +67,9 @@ class Data:
     """
 
     name: str | None = None
-    data_dir: str | None = None
-    path: str | None = None
-    annotations: str | None = None
+    data_dir: UserPath | None = None
+    path: UserPath | None = None
+    annotations: UserPath | None = None
     fold: int | None = None
     splits: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     image_size: tuple[int, int] | None = None
@@ -199,7 +200,7 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
     """
 
     def make(
-        *, experiment: str, seed: int, checkpoint: str | None, which: Literal["best", "last", "random"],
+        *, experiment: str, seed: int, checkpoint: UserPath | None, which: Literal["best", "last", "random"],
         baseline: bool, data: Mapping, linear_probe: Mapping, retrieval: Mapping, finetune: Mapping,
         state_probe: Mapping,
     ) -> dict:  # fmt: skip

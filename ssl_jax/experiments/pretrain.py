@@ -27,8 +27,8 @@ from matplotlib.figure import Figure
 from ssl_jax.data import clips, pipeline, sources
 from ssl_jax.evaluation import linear_probe, retrieval, state_probe
 from ssl_jax.evaluation.features import FeatureFunction
+from ssl_jax.experiments import MAY_CHANGE, training
 from ssl_jax.experiments import tasks as tasks_lib
-from ssl_jax.experiments import training
 from ssl_jax.experiments.tasks import Skill, SkillMeter, Task
 from ssl_jax.networks import ENCODERS
 from ssl_jax.networks.heads import PuzzleNetwork
@@ -41,6 +41,7 @@ from ssl_jax.runtime import metrics as metrics_lib
 from ssl_jax.runtime import precision as precision_lib
 from ssl_jax.runtime.checkpoints import Checkpoints
 from ssl_jax.runtime.errors import InputError
+from ssl_jax.runtime.paths import UserPath
 from ssl_jax.selection import Evaluation, group_permutations
 
 Metrics = dict[str, jax.Array]
@@ -84,9 +85,9 @@ class Data:
     """
 
     name: str
-    data_dir: str | None = None
-    path: str | None = None
-    annotations: str | None = None
+    data_dir: UserPath | None = None
+    path: UserPath | None = None
+    annotations: UserPath | None = None
     fold: int = 1
     splits: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     image_size: tuple[int, int]
@@ -393,7 +394,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     """
     setup = setup_from_config(config)
     with distributed.first_process_first():
-        workdir = config_lib.claim_workdir(workdir, config)
+        workdir = config_lib.claim_workdir(
+            workdir, config, may_change=MAY_CHANGE["pretrain"], length=training.length(setup.train)
+        )
     evaluate_checkpoint = evaluation(config, workdir)
     mesh_lib.setup_compilation_cache()
     mesh = mesh_lib.make()
@@ -407,7 +410,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     if restored is not None and restored[0] == setup.train.steps and finished.exists():
         checkpoints.close()
         results = console.show_finished(workdir)
-        evaluate_checkpoint()
+        if not (workdir / "evaluation" / config_lib.RESULTS_FILE).exists():
+            evaluate_checkpoint()
         return results
     batches = open_batches(setup, data)
     seconds = {}
@@ -421,6 +425,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
                 stream.skipped = pipeline.Skipped(setup.data.max_bad_share)  # process 0 has what all read
         seconds = saved["seconds"]
         logging.info("Going on from step %d.", step)
+    if jax.process_index() == 0:
+        config_lib.keep_changes(workdir, config, training.length(setup.train))
     around = training.Surroundings(
         mesh=mesh,
         workdir=workdir,
@@ -469,9 +475,7 @@ def evaluation(config: ml_collections.ConfigDict, workdir: Path) -> Callable[[],
         raise InputError(f"section config.evaluation: {error}") from None
 
     def evaluate_checkpoint():
-        directory = workdir / "evaluation"
-        if not (directory / config_lib.RESULTS_FILE).exists():
-            evaluate.run(asked, directory)
+        evaluate.run(asked, workdir / "evaluation")
 
     return evaluate_checkpoint
 

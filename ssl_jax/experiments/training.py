@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec
 
 from ssl_jax.data import pipeline
+from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime import distributed
 from ssl_jax.runtime import mesh as mesh_lib
 from ssl_jax.runtime import metrics as metrics_lib
@@ -93,6 +94,17 @@ def make_schedule(train: Train) -> optax.Schedule:
         return after
     warmup = optax.linear_schedule(0.0, train.learning_rate, train.warmup_steps)
     return optax.join_schedules([warmup, after], [train.warmup_steps])
+
+
+def length(train: Train) -> config_lib.Length:
+    """Whether a run that has ended may be made longer: where the learning rate does not depend on the end."""
+    fixed = None
+    if train.schedule != "constant":
+        fixed = (
+            f"with config.train.schedule={train.schedule!r} the learning rate of the steps already made "
+            "depends on how many there are to be; only runs with schedule=constant can be made longer"
+        )
+    return config_lib.Length("train.steps", fixed)
 
 
 def make_optimizer(train: Train, schedule: optax.Schedule) -> optax.GradientTransformation:

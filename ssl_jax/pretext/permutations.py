@@ -31,6 +31,7 @@ import numpy as np
 
 from ssl_jax.runtime import files
 from ssl_jax.runtime.errors import InputError
+from ssl_jax.runtime.paths import UserPath
 
 METHODS = ("greedy", "code")
 # Up to this length the greedy choice sees every permutation, and `code` falls back to the
@@ -46,7 +47,7 @@ def make(
     length: int,
     method: str = "greedy",
     seed: int = 0,
-    path: str | None = None,
+    path: UserPath | None = None,
     index_base: int | None = None,
     include_identity: bool = False,
     merge_reversed: bool = False,

@@ -19,7 +19,7 @@ from absl import flags
 from ssl_jax.report import figures, page, playing
 from ssl_jax.report import sweep as sweep_lib
 from ssl_jax.runtime import config as config_lib
-from ssl_jax.runtime import files
+from ssl_jax.runtime import files, paths
 from ssl_jax.runtime.errors import InputError
 
 _WIDE = 2.05 * figures.WIDTH
@@ -195,9 +195,9 @@ def _repeat(runs: Mapping[str, page.Run]) -> Iterator[str]:
             yield "<p class=missing>The command is recorded when the run finishes.</p>"
 
 
-_RUNS = flags.DEFINE_list("runs", [], "Work directories to compare, separated by commas.")
-_OUTPUT = flags.DEFINE_string("output", "comparison.html", "The page to write; figures go beside it.")
-_SWEEP = flags.DEFINE_string("sweep", None, "Work directory of a sweep, instead of --runs and --output.")
+_RUNS = paths.define_list_flag("runs", [], "Work directories to compare, separated by commas.")
+_OUTPUT = paths.define_flag("output", "comparison.html", "The page to write; figures go beside it.")
+_SWEEP = paths.define_flag("sweep", None, "Work directory of a sweep, instead of --runs and --output.")
 _COMPARE = flags.DEFINE_string("compare", None, "Another axis of the sweep to compare, with --baseline.")
 _BASELINE = flags.DEFINE_string("baseline", None, "Value of --compare that the others are held against.")
 

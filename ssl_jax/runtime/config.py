@@ -4,6 +4,7 @@ Nothing here imports jax, so that a mistyped flag is answered at once. Every err
 `InputError` of one sentence.
 """
 
+import datetime
 import difflib
 import errno
 import importlib.util
@@ -17,19 +18,21 @@ import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from ssl_jax.runtime import files, memory
+from ssl_jax.runtime import files, memory, paths
 from ssl_jax.runtime.errors import InputError
 
 CONFIG_FILE = "config.json"
 RESULTS_FILE = "results.json"
+CHANGES_FILE = "config_changes.jsonl"  # what a resumed run has changed in `CONFIG_FILE`
 # Keys of a whole config that `main` reads: how a run is watched, see `watching.under_watch`. They change no
 # number, so no experiment reads them, and a run may go on with others.
 WATCH_KEYS = ("profile", "watchdog_seconds")
+ABSENT = "(absent)"  # what stands for the value of a key that a config lacks
 
 
 # --- What follows the colon
@@ -139,16 +142,16 @@ def unpack(
     Args:
       section: keys and values, from the config.
       builder: a function or dataclass whose arguments are annotated with bool, int, float, str,
-        tuple[...], Literal[...], Mapping, Any, or a union of these with None.
+        tuple[...], Literal[...], Mapping, Any, `paths.UserPath`, or a union of these with None.
       path: where the section is in the config ("encoder", "train.optimizer"; "" for all of it).
       ignore: arguments of the builder that come from elsewhere, and so are no keys of the config.
 
     Returns:
       Keyword arguments for the builder: lists became tuples, ints became floats where the builder
-      asks for them. Arguments with a default may be absent.
+      asks for them, and paths were read by `paths.read`. Arguments with a default may be absent.
 
     Raises:
-      InputError: an unknown key, a missing key, or a value of the wrong type.
+      InputError: an unknown key, a missing key, a value of the wrong type, or a path that is none here.
     """
     where = f"config.{path}" if path else "config"
     if not isinstance(section, Mapping | ConfigDict):
@@ -171,12 +174,15 @@ def unpack(
 def _checked(value: Any, hint: Any, where: str) -> Any:
     """The value as the annotation wants it; InputError where it does not fit."""
     try:
-        return _convert(value, hint)
+        value = _convert(value, hint)
     except TypeError:
         raise InputError(f"{where} must be {_spell(hint)}, not {value!r}") from None
+    is_path = paths.UserPath in (hint, *typing.get_args(hint)) and value is not None
+    return paths.read(value, where) if is_path else value
 
 
 def _convert(value: Any, hint: Any) -> Any:
+    hint = str if hint is paths.UserPath else hint
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -223,6 +229,10 @@ def _convert_tuple(value: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 def _spell(hint: Any) -> str:
     if hint is types.NoneType:
         return "None"
+    if hint is paths.UserPath:
+        return "str"
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " | ".join(map(_spell, typing.get_args(hint)))
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(repr, typing.get_args(hint)))
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
@@ -267,6 +277,7 @@ def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS
     Returns:
       The name of the program, which is all that is left.
     """
+    argv = _with_config_path_read(argv)
     path_and_arg, overrides = _config_flags_in(argv)
     kinds = {}
     if path_and_arg is not None:
@@ -278,6 +289,7 @@ def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS
         rest = flag_values(list(argv))
     except flags.Error as error:
         sentence = " ".join(str(error).split())
+        sentence = re.sub(r"^flag (--\w+)=.*: (?=\1=)", "", sentence)  # one that names the flag itself
         for name, kind in kinds.items():
             if sentence.startswith(f"flag --{name}="):
                 sentence = f"{name} must be {kind.__name__} ({sentence})"
@@ -285,6 +297,19 @@ def parse_flags(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS
     if rest[1:]:
         raise InputError(f"unexpected argument {rest[1]!r}; flags are given as --name=value")
     return rest
+
+
+def _with_config_path_read(argv: Sequence[str]) -> list[str]:
+    """The arguments with the path of `--config` as `paths.read` has it; shells leave a ~ after = alone."""
+    argv = list(argv)
+    end = argv.index("--") if "--" in argv else len(argv)
+    for i in range(1, end):
+        match = re.fullmatch(r"(--?config=)(.+)", argv[i], flags=re.DOTALL)
+        if match:
+            argv[i] = match[1] + paths.read(match[2], "--config")
+        elif argv[i - 1] in ("-config", "--config"):
+            argv[i] = paths.read(argv[i], "--config")
+    return argv
 
 
 def _config_flags_in(argv: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -433,12 +458,34 @@ def default_workdir(path_and_arg: str) -> Path:
     return Path("runs") / re.sub(r"[^\w.=+-]", "_", name)
 
 
-def claim_workdir(workdir: str | Path, config: ConfigDict) -> Path:
+class Length(NamedTuple):
+    """The key that says how long a run is, which may be raised to make a run longer that has ended.
+
+    Attributes:
+      key: "train.steps".
+      fixed: why it may not, as a clause ("the learning rate ..."); None where it may: nothing that was done
+        before the end depends on where the end is.
+    """
+
+    key: str
+    fixed: str | None = None
+
+
+def claim_workdir(
+    workdir: str | Path, config: ConfigDict, *, may_change: Collection[str] = (), length: Length | None = None
+) -> Path:
     """Makes a work directory the home of one config, or finds that it is already.
 
-    Writes `config.json` where there is none. The same config may claim it again (to resume), and
-    no other: not a single key may differ, for then the numbers inside would mix two experiments. A run
-    that ended before it had any numbers, because its data set was missing, say, has no claim left.
+    Writes `config.json` where there is none. The same config may claim it again (to resume), and no other,
+    for then the numbers inside would mix two experiments: only keys that change no number may differ. Those
+    are written by `keep_changes`, once the run goes on. A run that ended before it had any numbers, because
+    its data set was missing, say, has no claim left.
+
+    Args:
+      workdir: the directory.
+      config: of the run.
+      may_change: keys that may differ from those in `config.json`.
+      length: the key that may also be raised, or why it may not.
 
     Returns:
       The directory, which exists and can be written.
@@ -463,16 +510,52 @@ def claim_workdir(workdir: str | Path, config: ConfigDict) -> Path:
             pass  # a run that resumes must be able to write as well
     except OSError as error:
         raise InputError(f"work directory {workdir} cannot be used: {error.strerror}") from None
-    lines = difference(read(path), config)
-    if lines and not _left_by_run(workdir):
+    changed = _changes(read(path), config)
+    if changed and not _left_by_run(workdir):
         save(path, config)
-    elif lines:
+        return workdir
+    refused = {key: values for key, values in changed.items() if key not in may_change}
+    if length is not None and _is_raised(refused.get(length.key)):
+        if length.fixed is not None:
+            before, after = refused[length.key]
+            raise InputError(
+                f"the run in {workdir} cannot be made longer (config.{length.key}: {before} -> {after}), "
+                f"because {length.fixed}; choose another --workdir"
+            )
+        del refused[length.key]
+    lines = _lines(refused)
+    if lines:
         more = f" and {len(lines) - 8} more" if len(lines) > 8 else ""
         raise InputError(
             f"work directory {workdir} belongs to another config: "
             f"{'; '.join(lines[:8])}{more}; choose another --workdir"
         )
     return workdir
+
+
+def keep_changes(workdir: Path, config: ConfigDict, length: Length | None = None) -> None:
+    """Writes the config of a run that goes on, where it differs from the one that the directory has.
+
+    The former values are appended to `config_changes.jsonl`, with the newest checkpoint and the time:
+    {"step": int or None, "time": str, "changes": {key: [before, after]}}. The results of a run that is made
+    longer stay under the name of its former length: `results_100.json`.
+    """
+    changed = _changes(read(workdir / CONFIG_FILE), config)
+    if not changed:
+        return
+    steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    line = {"step": max(steps, default=None), "time": now, "changes": changed}
+    with open(workdir / CHANGES_FILE, "a") as file:
+        file.write(json.dumps(line) + "\n")
+    results = workdir / RESULTS_FILE
+    if length is not None and length.key in changed and results.exists():
+        results.rename(results.with_stem(f"{results.stem}_{changed[length.key][0]}"))
+    save(workdir / CONFIG_FILE, config)
+
+
+def _is_raised(values: tuple[Any, Any] | None) -> bool:
+    return values is not None and all(type(value) is int for value in values) and values[0] < values[1]
 
 
 def _left_by_run(workdir: Path) -> list[str]:
@@ -500,21 +583,30 @@ def read(path: str | Path) -> ConfigDict:
         raise InputError(f"{path} cannot be read as a config ({error})") from None
 
 
-def difference(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Lines like "train.steps: 100 -> 200" for every key in which two configs differ, but for `WATCH_KEYS`.
+def difference(old: ConfigDict, new: ConfigDict, may_change: Collection[str] = ()) -> list[str]:
+    """Lines like "train.steps: 100 -> 200" for every key in which two configs differ.
 
-    A tuple and a list of the same items are equal, for JSON cannot tell them apart.
+    Left out are `WATCH_KEYS` and `may_change`. A tuple and a list of the same items are equal, for JSON
+    cannot tell them apart.
     """
+    return _lines({key: values for key, values in _changes(old, new).items() if key not in may_change})
+
+
+def _lines(changed: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    spell = lambda value: value if value == ABSENT else json.dumps(value)
+    return [f"{key}: {spell(before)} -> {spell(after)}" for key, (before, after) in changed.items()]
+
+
+def _changes(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Key -> value before and after, for every key in which two configs differ, but for `WATCH_KEYS`."""
     # Through JSON on both sides, so that a config equals itself read back.
     old, new = (dict(_flatten(json.loads(json.dumps(c.to_dict())))) for c in (old, new))
-    lines = []
-    for key in dict.fromkeys([*old, *new]):
-        if key in WATCH_KEYS:
-            continue
-        before, after = (json.dumps(c[key]) if key in c else "(absent)" for c in (old, new))
-        if before != after:
-            lines.append(f"{key}: {before} -> {after}")
-    return lines
+    values = {key: (old.get(key, ABSENT), new.get(key, ABSENT)) for key in dict.fromkeys([*old, *new])}
+    return {
+        key: pair
+        for key, pair in values.items()
+        if key not in WATCH_KEYS and json.dumps(pair[0]) != json.dumps(pair[1])
+    }
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -41,6 +41,8 @@ VARIABLES = {
 SLURM_STEP = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
 # The processes of a run may end minutes apart: the first of them writes the report.
 END_SECONDS = 600
+PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # the variables that gRPC obeys, in its order
+WITHOUT_PROXY = ("no_grpc_proxy", "no_proxy")  # hosts that it reaches directly; the second where no first is
 PATIENCE_SECONDS = 20  # after which a process says that it waits for others
 
 
@@ -122,6 +124,7 @@ def start(
     if found is not None:
         if found.num_processes > 1:
             _check_coordinator(found, timeout_seconds)
+            _pass_by_proxies(found)
             _initialize(
                 timeout_seconds,
                 coordinator_address=found.coordinator,
@@ -163,6 +166,24 @@ def _check_coordinator(found: Place, timeout_seconds: int) -> None:
         time.sleep(0.2)
 
 
+def _pass_by_proxies(found: Place) -> None:
+    """Lets gRPC, by which jax talks to the coordinator, reach it directly.
+
+    gRPC would send even what is for localhost to a proxy, and processes of one run reach each other without.
+    """
+    if _proxy() is not None:
+        host = found.coordinator.rpartition(":")[0].strip("[]")
+        os.environ[WITHOUT_PROXY[0]] = ",".join(filter(None, [_hosts_without_proxy(), host]))
+
+
+def _proxy() -> str | None:
+    return next((name for name in PROXIES if os.environ.get(name)), None)
+
+
+def _hosts_without_proxy() -> str:
+    return next((os.environ[name] for name in WITHOUT_PROXY if os.environ.get(name)), "")
+
+
 def _initialize(timeout_seconds: int, **arguments: Any) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of CPUs; others have their own
     waiting = threading.Timer(PATIENCE_SECONDS, _say_what_is_awaited, (timeout_seconds,))
@@ -178,11 +199,13 @@ def _initialize(timeout_seconds: int, **arguments: Any) -> None:
 
 
 def _say_what_is_awaited(timeout_seconds: int) -> None:
-    print(
-        f"waiting for the other processes of the run; after {timeout_seconds} seconds this one gives up",
-        file=sys.stderr,
-        flush=True,
-    )
+    said = f"waiting for the other processes of the run; after {timeout_seconds} seconds this one gives up"
+    if _proxy() is not None:
+        said += (
+            f". {_proxy()} is set, and that proxy may be in the way: {WITHOUT_PROXY[0]} must list the hosts "
+            f"of the run, and lists {_hosts_without_proxy() or 'none'}"
+        )
+    print(said, file=sys.stderr, flush=True)
 
 
 # --- Ending together

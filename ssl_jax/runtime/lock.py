@@ -70,7 +70,7 @@ class _Lock:
     def __init__(self, workdir: Path):
         self._workdir = workdir
         self._path = workdir / LOCK_FILE
-        self._created = not workdir.exists()
+        self._created = [path for path in (workdir, *workdir.parents) if not path.exists()]
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             self._file, reaches = self._open()
@@ -167,8 +167,8 @@ class _Lock:
         with contextlib.suppress(OSError):
             if _same_file(self._file, self._path):
                 self._path.unlink()
-            if self._created:
-                self._workdir.rmdir()  # if nothing came of it; a directory with something inside stays
+            for path in self._created:
+                path.rmdir()  # if nothing came of it; a directory with something inside stays
         os.close(self._file)
 
 

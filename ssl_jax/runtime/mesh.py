@@ -2,6 +2,9 @@
 
 import contextlib
 import dataclasses
+import difflib
+import importlib.metadata
+import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +14,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ssl_jax.runtime import paths
 from ssl_jax.runtime.errors import InputError
 
 DATA_AXIS = "data"
 MIN_SHARDED = 2**14  # numbers in an array; parts of a smaller one cost more messages than they save memory
+EXTRAS = ("cuda", "tpu")  # platforms that an extra of this package (setup.py) installs
 Tree = TypeVar("Tree")
 
 
@@ -29,6 +34,54 @@ class Layout:
     """
 
     fsdp: bool = False
+
+
+def start_devices() -> None:
+    """Lets JAX find the devices of this process; to be called once a run's processes know each other.
+
+    Raises:
+      InputError: JAX finds none, as where JAX_PLATFORMS asks for a platform that is not installed.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        # Of a platform that is not installed JAX 0.10 says nothing (AssertionError).
+        raise InputError(_why_no_devices(jax.config.jax_platforms or "", str(error))) from None
+
+
+def _why_no_devices(asked: str, reason: str) -> str:
+    reason = reason.partition(" (you may need")[0].partition(" (set JAX_PLATFORMS")[0]
+    told = f": {reason}" if reason else ""
+    number = os.environ.get("JAX_NUM_CPU_DEVICES")
+    if number == "0":
+        return f"JAX_NUM_CPU_DEVICES={number} must be at least 1"
+    if not asked:
+        return f"JAX finds no devices{told}; JAX_PLATFORMS=cpu uses the processor alone"
+    here = _installed_platforms()
+    sentence = f"JAX_PLATFORMS={asked} asks for devices that JAX does not find here"
+    for name in (name.strip().lower() for name in asked.split(",")):
+        platform = "cuda" if name == "gpu" else name
+        if platform in here:
+            continue
+        if platform in EXTRAS:
+            how = f'install them by pip install "ssl_jax[{platform}]"'
+        else:
+            close = difflib.get_close_matches(name, ["cpu", "gpu", *EXTRAS], n=1)
+            meant = f", did you mean {close[0]!r}?" if close else ""
+            how = f"{name!r} is no platform that is known here{meant}; correct it"
+        return f"{sentence} (installed: {', '.join(here)}); {how}, or leave JAX_PLATFORMS out"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden in ("", "-1"):
+        told = f": CUDA_VISIBLE_DEVICES={hidden} hides all GPUs"
+    return f"{sentence}{told}; mend that, or leave JAX_PLATFORMS out to use what there is"
+
+
+def _installed_platforms() -> list[str]:
+    """The platforms that JAX has been installed for, whether or not there are such devices."""
+    plugins = [point.name for point in importlib.metadata.entry_points(group="jax_plugins")]
+    names = {"cuda" if "cuda" in name else name.removeprefix("xla_") for name in plugins}
+    names |= {"tpu"} if importlib.util.find_spec("libtpu") else set()
+    return ["cpu", *sorted(names - {"cpu"})]
 
 
 def make(num_devices: int | None = None) -> Mesh:
@@ -129,19 +182,27 @@ def setup_compilation_cache(directory: str | Path | None = None) -> Path | None:
     used. A program that is found gives the same bits as the one that was compiled.
 
     Args:
-      directory: where to; by default $JAX_COMPILATION_CACHE_DIR, else ~/.cache/ssl_jax/xla.
+      directory: where to; by default $JAX_COMPILATION_CACHE_DIR, else `xla` in `paths.cache()`.
 
     Returns:
       The directory, or None where there is no cache, and programs are compiled as ever: the
-      directory cannot be written, or this is an Intel CPU.
+      directory cannot be written, the user has no home directory, or this is an Intel CPU. None also where
+      JAX_COMPILATION_CACHE_DIR is an address such as gs://bucket, which JAX sees to by itself.
+
+    Raises:
+      InputError: JAX_COMPILATION_CACHE_DIR begins with a home directory that is not known.
     """
     if jax.default_backend() == "cpu" and _is_intel_cpu():
         # On some of them XLA refuses to load what it wrote, with pages of errors
         # (openxla/xla#44565), and there is no telling which.
         return None
     if directory is None:
-        default = Path.home() / ".cache" / "ssl_jax" / "xla"
-        directory = os.environ.get("JAX_COMPILATION_CACHE_DIR") or default
+        cache = paths.cache()
+        if paths.is_url(os.environ.get("JAX_COMPILATION_CACHE_DIR", "")):
+            return None
+        directory = paths.variable("JAX_COMPILATION_CACHE_DIR") or (cache and cache / "xla")
+    if directory is None:
+        return None
     directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
