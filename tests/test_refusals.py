@@ -1,0 +1,155 @@
+"""File systems that refuse: what cannot be read now is not broken, and no nicety is worth a run."""
+
+import errno
+import os
+import re
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import processes
+import pytest
+import refusals
+
+from ssl_jax.runtime.checkpoints import Checkpoints
+
+TEMPLATE = '{"w": np.zeros(100_000), "b": jnp.float32(0)}'
+HEAD = f"""
+import os, sys
+import jax.numpy as jnp, numpy as np
+from ssl_jax.runtime.checkpoints import Checkpoints, restore_raw
+from ssl_jax.runtime import files
+from ssl_jax.runtime.errors import InputError
+files.PAUSE_SECONDS = 0.0
+place, template = sys.argv[1], {TEMPLATE}
+"""
+NOW = r"cannot be read now \(.*{}.*\); nothing was changed, so run this again once the file system answers"
+
+
+def run(code: str, *arguments, **variables: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", HEAD + textwrap.dedent(code), *map(str, arguments)]
+    return subprocess.run(command, env=refusals.environment(**variables), capture_output=True, text=True)
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Checkpoints 1 (the best), 2 and 3."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2, best_metric="accuracy")
+    for step, accuracy in [(1, 0.9), (2, 0.1), (3, 0.2)]:
+        state = {"w": np.random.default_rng(step).random(100_000), "b": np.float32(step)}
+        checkpoints.save(step, state, {"position": step}, {"accuracy": accuracy})
+    checkpoints.close()
+    return tmp_path / "checkpoints"
+
+
+def names(place) -> list[str]:
+    return sorted(path.name for path in place.iterdir())
+
+
+def test_checkpoint_on_file_server_that_is_away_is_kept(place):
+    # What orbax reads by Python, what tensorstore reads by C++, and files that seem to be missing.
+    refused = [
+        ("open", errno.ESTALE, "3/manifest/metadata"),
+        ("read", errno.EIO, "3/manifest/metadata"),
+        ("open", errno.ESTALE, "3/state/d/"),
+        ("read", errno.EIO, "3/state/d/"),
+        ("read", errno.ETIMEDOUT, "3/state/manifest.ocdbt"),
+        ("open", errno.EMFILE, "3/state/_METADATA"),
+        ("open", errno.EACCES, "3/state/d/"),
+        ("stat,open", errno.ENOTCONN, "3/manifest"),
+        ("stat,list,open", errno.ESTALE, "checkpoints/3"),
+    ]
+    code = """
+        checkpoints = Checkpoints(place)
+        for calls, number, path in eval(sys.argv[2]):
+            os.environ |= {"REFUSED_CALLS": calls, "REFUSED_ERRNO": str(number), "REFUSED_PATH": path}
+            for read in (lambda: checkpoints.restore(template), lambda: restore_raw(place)):
+                try:
+                    print(read())
+                except InputError as error:
+                    print(error)
+        os.environ["REFUSED_CALLS"] = ""
+        print(checkpoints.restore(template)[0])
+    """
+    done = run(code, place, repr(refused), **refusals.refuse("", 0))
+    assert (done.returncode, done.stderr) == (0, "")
+    *sentences, step = done.stdout.splitlines()
+    for (_, number, _), *two in zip(refused, sentences[::2], sentences[1::2], strict=True):
+        for sentence in two:
+            assert re.match(f"checkpoint {place}/3 " + NOW.format(os.strerror(number)), sentence), sentence
+    assert step == "3"
+    assert names(place) == ["1", "2", "3"]
+
+
+def test_checkpoint_read_at_second_try_is_as_good(place):
+    code = "print(Checkpoints(place).restore(template)[0])"
+    done = run(code, place, **refusals.refuse("read", errno.ESTALE, "3/state/d/", times=1))
+    assert (done.stdout, done.stderr) == ("3\n", "")
+
+
+def test_score_that_cannot_be_read_ends_the_start_and_no_checkpoint_is_deleted(place):
+    code = """
+        from absl import logging
+        checkpoints = lambda: Checkpoints(place, keep=2, best_metric="accuracy")
+        try:
+            checkpoints()
+        except InputError as error:
+            print(error)
+        os.environ["REFUSED_CALLS"] = ""
+        with open(place + "/1/manifest/metadata", "w") as file:
+            file.write("{")
+        some = checkpoints()
+        some.save(4, template, {}, {"accuracy": 0.3})
+        some.close()
+    """
+    done = run(code, place, **refusals.refuse("open,read", errno.EIO, "1/manifest"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.match(f"checkpoint {place}/1 " + NOW.format("Input/output error"), done.stdout)
+    assert names(place) == ["1", "3", "4"]  # Of 1 nobody knows that it is not the best.
+
+
+def test_checkpoint_of_another_user_is_a_sentence(place):
+    (place / "3").chmod(0o700)
+    for path in (place, *place.parents):
+        if path.stat().st_uid == os.getuid():
+            path.chmod(path.stat().st_mode | 0o55)
+    code = """
+        try:
+            os.setuid(65534)
+        except PermissionError:
+            os.chmod(place + "/3", 0)
+        for read in (lambda: Checkpoints(place).restore(template), lambda: restore_raw(place)):
+            try:
+                print(read())
+            except InputError as error:
+                print(error)
+    """
+    done = run(code, place, HOME=str(place.parent))
+    assert done.returncode == 0, done.stderr
+    for sentence in done.stdout.splitlines():
+        assert re.match(f"checkpoint {place}/3 " + NOW.format("Permission denied"), sentence), sentence
+    (place / "3").chmod(0o755)
+    assert names(place) == ["1", "2", "3"]
+
+
+def test_checkpoint_that_one_process_cannot_read_ends_all_of_a_run(place):
+    code = f"""
+        import os, jax
+        os.environ["REFUSED_CALLS"] = "open" if jax.process_index() == 1 else ""
+        place, template = {str(place)!r}, {TEMPLATE}
+        try:
+                print(Checkpoints(place).restore(template))
+        except InputError as error:
+            print(error)
+        os.environ["REFUSED_CALLS"] = ""
+        print(Checkpoints(place).restore(template)[0])
+    """
+    head = HEAD.replace("place, template", "_, _").replace("sys.argv[1]", "0")
+    variables = refusals.environment(**refusals.refuse("", errno.ESTALE, "3/state/d/"))
+    started = processes.start(processes.joined(head + textwrap.dedent(code)), **variables)
+    for output in processes.outputs(started):
+        *_, sentence, step = output.splitlines()  # gloo says who it is connected to
+        assert re.match(f"checkpoint {place}/3 " + NOW.format("Stale file handle"), sentence)
+        assert step == "3"
+    assert names(place) == ["1", "2", "3"]
