@@ -18,8 +18,10 @@ static int count;
 static int refused(const char *call, const char *path) {
   const char *calls = getenv("REFUSED_CALLS"), *number = getenv("REFUSED_ERRNO");
   const char *part = getenv("REFUSED_PATH"), *times = getenv("REFUSED_TIMES");
+  const char *after = getenv("REFUSED_AFTER");
   if (!calls || !*calls || !strstr(calls, call) || (part && !strstr(path, part))) return 0;
-  if (times && __sync_fetch_and_add(&count, 1) >= atoi(times)) return 0;
+  int before = __sync_fetch_and_add(&count, 1);
+  if ((times && before >= atoi(times)) || (after && before < atoi(after))) return 0;
   errno = atoi(number);
   return 1;
 }

@@ -24,7 +24,9 @@ def library() -> str:
     return str(path)
 
 
-def refuse(calls: str, number: int, path: str | Path = "", times: int | None = None) -> dict[str, str]:
+def refuse(
+    calls: str, number: int, path: str | Path = "", times: int | None = None, after: int = 0
+) -> dict[str, str]:
     """Environment variables by which calls are refused.
 
     Args:
@@ -32,8 +34,10 @@ def refuse(calls: str, number: int, path: str | Path = "", times: int | None = N
       number: errno.
       path: a part of the paths for which they are; all by default.
       times: how often; for ever by default.
+      after: so many of the calls are answered before.
     """
     variables = {"REFUSED_CALLS": calls, "REFUSED_ERRNO": str(number), "REFUSED_PATH": str(path)}
+    variables["REFUSED_AFTER"] = str(after)
     return variables if times is None else variables | {"REFUSED_TIMES": str(times)}
 
 

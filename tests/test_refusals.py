@@ -7,10 +7,12 @@ import subprocess
 import sys
 import textwrap
 
+import films
 import numpy as np
 import processes
 import pytest
 import refusals
+from PIL import Image
 
 from ssl_jax.runtime.checkpoints import Checkpoints
 
@@ -153,3 +155,138 @@ def test_checkpoint_that_one_process_cannot_read_ends_all_of_a_run(place):
         assert re.match(f"checkpoint {place}/3 " + NOW.format("Stale file handle"), sentence)
         assert step == "3"
     assert names(place) == ["1", "2", "3"]
+
+
+# --- Data
+
+
+def data_run(code: str, *arguments, **variables: str) -> subprocess.CompletedProcess:
+    """Runs code that reads data; `attempt` prints what comes of a call, or the sentence that it ends in."""
+    head = """
+        import os, sys
+        from ssl_jax.data import folders, pipeline, sources, videos
+        from ssl_jax.runtime import files
+        from ssl_jax.runtime.errors import InputError
+        files.PAUSE_SECONDS = 0.0
+        place = sys.argv[1]
+        def attempt(call):
+            try:
+                print(call())
+            except InputError as error:
+                print(error)
+        def refuse(calls, number, path=""):
+            os.environ |= {"REFUSED_CALLS": calls, "REFUSED_ERRNO": str(number), "REFUSED_PATH": path}
+        if __name__ == "__main__":
+    """
+    body = textwrap.indent(textwrap.dedent(code), "    ")
+    path = arguments[0].parent / "program.py"
+    path.write_text(textwrap.dedent(head) + body)
+    environment = refusals.environment(XDG_CACHE_HOME=str(path.parent / "cache"), **variables)
+    command = [sys.executable, str(path), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of 400 pictures in two class folders."""
+    image = Image.new("RGB", (32, 32))
+    for number in range(400):
+        path = tmp_path / "pictures" / "ab"[number % 2] / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    return tmp_path / "pictures"
+
+
+def test_picture_on_file_server_that_is_away_is_no_bad_picture(pictures):
+    code = """
+        found = sources.make(name="folder", path=place)
+        source = found.open("train")
+        options = dict(batch_size=8, image_size=(32, 32))
+        def train(workers):
+            batches = pipeline.train_batches(
+                source, pipeline.TrainOptions(seed=0, workers=workers, max_bad_share=1.0, **options)
+            )
+            for _ in range(50):
+                next(batches)
+            return batches.skipped.counts()
+        evaluate = lambda: len(pipeline.load_arrays(source, pipeline.EvaluationOptions(**options))["index"])
+        for number in (116, 5, 24):
+            refuse("open" if number != 5 else "read", number, "a/07")
+            attempt(lambda: train(0))
+        attempt(evaluate)
+        attempt(lambda: train(1))
+        refuse("open", 13, "a/070")  # A picture that may never be read is one that cannot be used.
+        attempt(evaluate)
+        refuse("list,stat", 116, "pictures/b")
+        attempt(lambda: folders.make(path=place))
+        refuse("stat", 107, "pictures")
+        attempt(lambda: folders.make(path=place))
+    """
+    done = data_run(code, pictures)
+    assert done.returncode == 0, done.stderr
+    *five, number, listed, whole = done.stdout.splitlines()
+    for sentence, words in zip(
+        five, ["Stale", "Input/output", "Too many", "Too many", "Too many"], strict=True
+    ):
+        assert re.match(rf"{pictures} train.*: a/07\d\.png {NOW.format(words)}", sentence), sentence
+    assert int(number) == 391
+    assert re.match(f"{pictures}/b {NOW.format('Stale')}", listed)
+    assert re.match(f"{pictures} {NOW.format('Transport endpoint')}", whole)
+    assert "Skipped unreadable" in done.stderr
+    assert done.stderr.count("Skipped") == 1
+
+
+@pytest.fixture
+def some_videos(tmp_path):
+    for name in ("a.mp4", "b.mkv", "c.avi", "d.webm"):
+        codec = {"c.avi": "mpeg4", "d.webm": "libvpx"}.get(name, "libx264")
+        films.write(tmp_path / "videos" / name, codec=codec, size=(256, 384), content=films.moving)
+    return tmp_path / "videos"
+
+
+def test_video_on_file_server_that_is_away_is_no_bad_video(some_videos):
+    code = """
+        import os
+        paths = sorted(os.listdir(place))
+        found = lambda: [row.get("frames", row.get("cause")) for row in videos.look_into(place, paths)]
+        for name in paths:
+            refuse("open", 116, name)
+            attempt(found)
+            refuse("read", 5, name)
+            attempt(found)
+        refuse("", 0)
+        attempt(found)
+        source = sources.make(name="videos", path=place).contents
+        for name in paths:
+            refuse("read", 5, name)
+            index = 40 * paths.index(name) + 20
+            size = dict(image_size=(8, 8), min_size=(1, 1))
+            attempt(lambda: pipeline.read_picture(index, None, source=source, **size).bad)
+    """
+    done = data_run(code, some_videos)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    names = sorted(path.name for path in some_videos.iterdir() if path.suffix)
+    for name, opening, reading in zip(names, lines[0:8:2], lines[1:8:2], strict=True):
+        assert re.match(f"{some_videos}/{name} " + NOW.format("Stale"), opening), opening
+        assert re.match(f"{some_videos}/{name} " + NOW.format("Input/output"), reading), reading
+    assert lines[8] == "[40, 40, 40, 40]"  # No manifest says otherwise.
+    for name, sentence in zip(names, lines[9:], strict=True):
+        assert re.match(rf".*{name}.* cannot be read now", sentence), sentence
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
+def test_video_whose_server_goes_away_amid_reading_is_not_cut_short(tmp_path, suffix):
+    path = tmp_path / "videos" / f"a.{suffix}"
+    noise = lambda number, size: np.random.default_rng(number).integers(256, size=(*size, 3), dtype=np.uint8)
+    films.write(path, codec="mjpeg", pixels="yuvj420p", size=(256, 384), content=noise)
+    code = """
+        attempt(lambda: videos.probe(place, sys.argv[2]).get("frames"))
+        refuse("", 0)
+        attempt(lambda: videos.probe(place, sys.argv[2]).get("frames"))
+    """
+    done = data_run(code, path.parent, path.name, **refusals.refuse("read", errno.EIO, path.name, after=20))
+    assert done.returncode == 0, done.stderr
+    sentence, frames = done.stdout.splitlines()
+    assert re.match(f"{path} " + NOW.format("Input/output"), sentence)
+    assert frames == "40"

@@ -24,6 +24,7 @@ from absl import flags
 from PIL import ExifTags, Image
 
 from ssl_jax.data.sources import Source, TooLargeError, blank
+from ssl_jax.runtime import files
 from ssl_jax.runtime.errors import InputError
 
 MIN_READ = 100  # examples to read before the share of bad ones can stop a run
@@ -305,8 +306,15 @@ def read_next(
 
 
 def blame(index: int, source: Source, error: Exception) -> Bad:
-    """What is to be said of an example that cannot be used because of an error."""
+    """What is to be said of an example that cannot be used because of an error.
+
+    Raises:
+        InputError: it cannot be read now, and nobody knows whether it could be used.
+    """
     what = source.describe(index)
+    if isinstance(error, InputError):
+        raise error
+    files.check_reached(f"{source.name}: {what}", error, forbidden=False)
     if isinstance(error, UndersizedError):
         return index, "undersized", f"{what} ({error})"
     if isinstance(error, TooLargeError | Image.DecompressionBombError):

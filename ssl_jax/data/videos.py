@@ -20,6 +20,7 @@ import itertools
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from PIL import Image
 
 from ssl_jax.data import folders, sources
 from ssl_jax.data.folders import Folder, Plan, Tree
+from ssl_jax.runtime import files
 from ssl_jax.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -110,7 +112,10 @@ class Frames:
                 yield self[index]
             return
         video = self.videos[numbers[0]]
-        images = read_frames(folders.inside(self.root, video.path), video, steps)
+        path = folders.inside(self.root, video.path)
+        images = files.try_twice(lambda: read_frames(path, video, steps))
+        if not {*steps} <= images.keys() and (reason := files.refusal(path, forbidden=False)):
+            raise files.out_of_reach(path, reason)  # FFmpeg takes that for the end of the file.
         for index, step in zip(indices, steps, strict=True):
             if step not in images:
                 raise FrameError("the decoder complains")
@@ -333,6 +338,7 @@ def look_into(root: str, paths: Sequence[str]) -> list[dict[str, Any]]:
             state = os.stat(folders.inside(root, path))
             rows[path] = {"path": path, "size": state.st_size, "time": state.st_mtime_ns}
         except (OSError, ValueError) as error:
+            files.check_reached(os.path.join(root, path), error, forbidden=False)
             rows[path] = {"path": path, "size": 0, "time": 0, "cause": "unreadable", "details": str(error)}
     old = [path for path in paths if path in known and rows[path].items() <= known[path].items()]
     rows |= {path: known[path] for path in old}
@@ -371,12 +377,15 @@ def is_row(row: dict[str, Any]) -> bool:
         return False
 
 
-def probe(root: str, path: str) -> dict[str, Any]:
+def probe(root: str, path: str, *, tries: int = 2) -> dict[str, Any]:
     """Finds out where the frames of a video are, by its packets alone if they tell.
 
     Returns:
         `frames`, `times` and `keys` as in `Video`, or `cause` (`unreadable`, `too large`, `too short`) and
         `details`.
+
+    Raises:
+        InputError: it cannot be read now, even at the last try, and nobody knows what is in it.
     """
     try:
         with open_video(folders.inside(root, path)) as (container, stream):
@@ -408,8 +417,15 @@ def probe(root: str, path: str) -> dict[str, Any]:
         return {"frames": len(times), "times": pack(times), "keys": pack(keys)}
     except sources.TooLargeError as error:
         return {"cause": "too large", "details": str(error)}
-    # Broken files make FFmpeg raise errors of many kinds.
+    # Broken files make FFmpeg raise errors of many kinds, some of them the system's.
     except Exception as error:
+        if tries > 1 and files.unavailable(error, forbidden=False):
+            time.sleep(files.PAUSE_SECONDS)
+            return probe(root, path, tries=tries - 1)
+        if reason := files.refusal(os.path.join(root, path), forbidden=False):
+            raise files.out_of_reach(os.path.join(root, path), reason) from None
+        if isinstance(error, PermissionError):  # Once it may be read, its own time is still the same.
+            return {"cause": "unreadable", "details": str(error), "time": 0}
         return {"cause": "unreadable", "details": f"{type(error).__name__}: {error}"}
 
 
@@ -450,9 +466,12 @@ def open_video(path: str) -> Iterator[tuple[Any, Any]]:
 
 
 def demux(container: Any, stream: Any) -> Iterator[Any]:
-    """The packets of a stream, as far as they can be read, and None at the end."""
-    with contextlib.suppress(av.FFmpegError):
+    """The packets of a stream, as far as they are whole, and None at the end."""
+    try:
         yield from (packet for packet in container.demux(stream) if packet.size)
+    except av.FFmpegError as error:
+        if files.unavailable(error):
+            raise
     yield None
 
 

@@ -27,12 +27,6 @@ Tree = TypeVar("Tree")
 Leaves = dict[tuple[str, ...], Any]
 
 
-_UNREACHABLE = (
-    "cannot be read now ({}); nothing was changed, so run this again once the file system answers and lets "
-    "this user read"
-)
-
-
 class _BrokenCheckpoint(Exception):
     """What is on disk is not what was saved."""
 
@@ -301,9 +295,8 @@ def _steps(directory: Path) -> list[int]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise InputError(
-            f"the checkpoints in {directory} {_UNREACHABLE.format(files.explain(error))}"
-        ) from None
+        files.check_reached(f"the checkpoints in {directory}", error)
+        raise
     return sorted(int(name) for name in names if name.isdigit())
 
 
@@ -462,7 +455,7 @@ def _verdict(path: Path, error: Exception) -> Exception:
     # Orbax takes what it cannot reach for missing, so the error itself does not tell.
     refusal = files.refusal(path) or files.unavailable(error)
     if refusal is not None:
-        return InputError(f"checkpoint {path} {_UNREACHABLE.format(refusal)}")
+        return files.out_of_reach(f"checkpoint {path}", refusal)
     return _BrokenCheckpoint(f"{type(error).__name__}: {' '.join(str(error).split())[:100]}")
 
 

@@ -61,6 +61,26 @@ def explain(error: OSError) -> str:
     return words if error.filename is None else f"{words}: {os.fsdecode(error.filename)!r}"
 
 
+def check_reached(what: object, error: BaseException, *, forbidden: bool = True) -> None:
+    """Raises InputError where an error says that something cannot be read now, see `unavailable`.
+
+    Args:
+      what: a path, or what else to call it.
+      error: of the attempt to read it.
+      forbidden: whether a missing right to read counts.
+    """
+    if reason := unavailable(error, forbidden=forbidden):
+        raise out_of_reach(what, reason) from None
+
+
+def out_of_reach(what: object, reason: str) -> InputError:
+    """The sentence for something that cannot be read now, for a reason that `unavailable` gave."""
+    return InputError(
+        f"{what} cannot be read now ({reason}); nothing was changed, so run this again once the file system "
+        "answers and lets this user read"
+    )
+
+
 def try_twice(read: Callable[[], Result]) -> Result:
     """Calls a function that reads files; a second time, after a pause, where one could not be reached."""
     try:
@@ -72,8 +92,8 @@ def try_twice(read: Callable[[], Result]) -> Result:
     return read()
 
 
-def refusal(path: str | os.PathLike) -> str | None:
-    """Reads a file, or all files below a directory; returns what the system says if it refuses one."""
+def refusal(path: str | os.PathLike, *, forbidden: bool = True) -> str | None:
+    """Reads a file, or all files below a directory; returns what is `unavailable` of them, if anything is."""
     try:
         if not os.path.isdir(path):
             _read_through(path)
@@ -81,7 +101,7 @@ def refusal(path: str | os.PathLike) -> str | None:
             for name in names:
                 _read_through(os.path.join(directory, name))
     except OSError as error:
-        return unavailable(error)
+        return unavailable(error, forbidden=forbidden)
     return None
 
 
