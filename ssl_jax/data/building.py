@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import rich.console
 import rich.progress
 
+from ssl_jax.runtime import files
+
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike) -> Iterator[None]:
@@ -20,6 +22,10 @@ def locked(path: str | os.PathLike) -> Iterator[None]:
             what = os.fspath(path).removesuffix(".lock")
             logging.info("Another process is at work in %s; waiting for it.", what)
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in files.NO_LOCKS:
+                raise
+            logging.warning("%s: the file system has no locks; do not build here in two processes.", path)
         yield
 
 

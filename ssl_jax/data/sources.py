@@ -8,11 +8,13 @@ and it can be sent to worker processes. `ssl_jax.data.folders` and `ssl_jax.data
 import dataclasses
 import difflib
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssl_jax.runtime import files
 from ssl_jax.runtime.errors import InputError
 
 if TYPE_CHECKING:  # Importing tfds takes half a second, so it happens where it is needed.
@@ -282,6 +284,8 @@ def _open(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
     try:
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
     except ValueError as error:
+        for place in (directory, os.path.join(directory, dataset)):
+            _check_listed(os.path.expanduser(place))
         known = {*tfds.list_builders(with_community_datasets=False), "atari_frames", "folder", "videos"}
         if dataset.partition(":")[0] not in known:
             sentence = unknown_name("tensorflow-datasets data set", dataset, known)
@@ -301,6 +305,14 @@ def _open(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
             " --out_file_format=array_record"
         )
     return builder
+
+
+def _check_listed(directory: str) -> None:
+    """Raises InputError for a directory that may be there, and cannot be read now."""
+    try:
+        os.listdir(directory)
+    except OSError as error:
+        files.check_reached(directory, error)
 
 
 def _batchable_fields(features: "tfds.features.FeaturesDict") -> dict[str, Any]:

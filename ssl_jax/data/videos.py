@@ -112,10 +112,7 @@ class Frames:
                 yield self[index]
             return
         video = self.videos[numbers[0]]
-        path = folders.inside(self.root, video.path)
-        images = files.try_twice(lambda: read_frames(path, video, steps))
-        if not {*steps} <= images.keys() and (reason := files.refusal(path, forbidden=False)):
-            raise files.out_of_reach(path, reason)  # FFmpeg takes that for the end of the file.
+        images = read_settled(folders.inside(self.root, video.path), video, steps)
         for index, step in zip(indices, steps, strict=True):
             if step not in images:
                 raise FrameError("the decoder complains")
@@ -534,6 +531,18 @@ def read_frames(path: str, video: Video, steps: Sequence[int]) -> dict[int, byte
         if len(found) < len(wanted):
             found |= seek_frames(path, wanted, int(times[keys[start]]) if start else None)
     return found
+
+
+def read_settled(path: str, video: Video, steps: Sequence[int]) -> dict[int, bytes]:
+    """Decodes frames as `read_frames` does; what is missing then cannot be decoded.
+
+    Raises:
+        InputError: the file cannot be read now, which FFmpeg may take for its end.
+    """
+    images = files.try_twice(lambda: read_frames(path, video, steps))
+    if not {*steps} <= images.keys() and (reason := files.refusal(path, forbidden=False)):
+        raise files.out_of_reach(path, reason)
+    return images
 
 
 def seek_frames(path: str, wanted: Mapping[int, int], start: int | None) -> dict[int, bytes]:

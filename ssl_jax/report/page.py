@@ -434,10 +434,12 @@ def is_finite(value: object) -> bool:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(files.try_twice(path.read_text))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise files.out_of_reach(f"'{path}'", files.explain(error)) from None
     except ValueError as error:
         raise InputError(f"'{path}' is damaged: it is not JSON ({error}).") from error
     if not isinstance(value, dict):

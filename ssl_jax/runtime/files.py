@@ -4,8 +4,9 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -13,6 +14,7 @@ from ssl_jax.runtime.errors import InputError
 
 Result = TypeVar("Result")
 
+FULL_BYTES = 1 << 20  # free on a file system that counts as full
 PAUSE_SECONDS = 1.0  # before a file that could not be reached is tried again
 
 
@@ -90,6 +92,33 @@ def try_twice(read: Callable[[], Result]) -> Result:
             raise
     time.sleep(PAUSE_SECONDS)
     return read()
+
+
+def describe_full(directories: Iterable[str | os.PathLike]) -> str:
+    """Names the directories whose file systems have next to no space: ": DIR has 12 kB of 64 kB left"."""
+    full = []
+    for directory in directories:
+        with contextlib.suppress(OSError):
+            usage = shutil.disk_usage(directory)
+            if usage.free < FULL_BYTES:
+                kilobytes = f"{usage.free // 1000} kB of {usage.total // 1000} kB"
+                full.append(f"{directory} has {kilobytes} left")
+    return f": {', '.join(dict.fromkeys(full))}" if full else ""
+
+
+def exists(path: str | os.PathLike) -> bool:
+    """Whether there is such a file or directory.
+
+    Raises:
+      InputError: nobody knows, for the file system does not answer, even at a second try.
+    """
+    try:
+        try_twice(lambda: os.stat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise out_of_reach(path, explain(error)) from None
+    return True
 
 
 def refusal(path: str | os.PathLike, *, forbidden: bool = True) -> str | None:

@@ -172,12 +172,16 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     that does not exist has no lines.
 
     Raises:
-      InputError: another line is no JSON object.
+      InputError: another line is no JSON object, or the file cannot be read now.
     """
     path = Path(path)
-    if not path.exists():
+    try:
+        text = files.try_twice(lambda: path.read_text(errors="replace"))
+    except FileNotFoundError:
         return []
-    *lines, _unfinished = path.read_text(errors="replace").split("\n")
+    except OSError as error:
+        raise files.out_of_reach(path, files.explain(error)) from None
+    *lines, _unfinished = text.split("\n")
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
