@@ -146,13 +146,13 @@ def finish_unheard(command: list[str], **variables: str) -> int:
 
 
 def test_run_whose_reader_is_gone_has_all_of_its_results(tmp_path, atari_tiny_dir):
-    overrides = runs.SMALL_PUZZLES | {"train.steps": 4, "train.log_every": 1, "probe.enabled": False}
+    overrides = runs.SMALL_PUZZLES | {"train.steps": 2, "train.log_every": 1, "probe.enabled": False}
     flags = [f"--config.{key}={value}" for key, value in overrides.items()]
     run = ["--config=configs/jigsaw_rl.py:smoke", f"--workdir={tmp_path / 'run'}", *flags]
     command = [sys.executable, "-m", "ssl_jax.main", *run]
     assert finish_unheard(command, TFDS_DATA_DIR=atari_tiny_dir) == 0
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["protocol"]["train"]["steps"] == 4
-    assert runs.progress(tmp_path / "run") == 4
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["protocol"]["train"]["steps"] == 2
+    assert runs.progress(tmp_path / "run") == 2
     assert runs.saved_steps(tmp_path / "run")
     assert (tmp_path / "run" / "report.html").stat().st_size
 

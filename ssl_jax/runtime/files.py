@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import secrets
 import shutil
@@ -164,6 +165,18 @@ def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def write_through(file: io.FileIO, data: bytes) -> None:
+    """Hands all of the data to the system.
+
+    Args:
+      file: opened for writing with `buffering=0`: a buffer that a full disk has refused would be written once
+        more, and complain, when Python removes it.
+      data: what is appended.
+    """
+    while data:
+        data = data[file.write(data) :]
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -81,7 +81,8 @@ def guard(*, required: bool = False) -> None:
 
 def _stream(descriptor: int, old: io.TextIOWrapper | None, required: bool) -> io.TextIOWrapper:
     if old is None:  # closed when the program was started; whatever has the descriptor now is no stream
-        return io.TextIOWrapper(_Descriptor(os.open(os.devnull, os.O_WRONLY), required), encoding="utf-8")
+        nowhere = _Descriptor(os.open(os.devnull, os.O_WRONLY), required)
+        return io.TextIOWrapper(nowhere, encoding="utf-8", errors="backslashreplace")
     with contextlib.suppress(OSError):
         old.flush()
     raw = _Descriptor(descriptor, required)
