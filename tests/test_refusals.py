@@ -290,3 +290,68 @@ def test_video_whose_server_goes_away_amid_reading_is_not_cut_short(tmp_path, su
     sentence, frames = done.stdout.splitlines()
     assert re.match(f"{path} " + NOW.format("Input/output"), sentence)
     assert frames == "40"
+
+
+# --- A disk that is full
+
+
+def mounted(place, size: str, command: list[str], **variables: str) -> subprocess.CompletedProcess:
+    """Runs a command with a file system of its own, of this size, mounted at a place."""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("a small file system of our own cannot be mounted here")
+    mount = f'mount -t tmpfs -o size={size} tmpfs "$0" && exec "$@"'
+    environment = os.environ | {"PYTHONPATH": str(refusals.ROOT), "XLA_FLAGS": ""} | variables
+    return subprocess.run(
+        ["unshare", "-rm", "sh", "-c", mount, str(place), *command],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "said"), [("64k", "has 0 kB of 65 kB left"), ("300k", "for a batch (SIGBUS)")]
+)
+def test_shared_memory_too_small_for_workers_is_a_sentence(pictures, size, said):
+    code = """
+        import sys
+        from ssl_jax.data import pipeline, sources
+        from ssl_jax.runtime.errors import InputError
+        if __name__ == "__main__":
+            source = sources.make(name="folder", path=sys.argv[1]).open("train")
+            options = pipeline.TrainOptions(seed=0, workers=1, batch_size=100, image_size=(32, 32))
+            batches = pipeline.train_batches(source, options)
+            try:
+                for _ in range(20):
+                    next(batches)
+            except InputError as error:
+                print(error)
+    """
+    path = pictures.parent / "program.py"
+    path.write_text(textwrap.dedent(code))
+    done = mounted("/dev/shm", size, [sys.executable, str(path), str(pictures)])
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+    for word in ("/dev/shm", "--shm-size", "set workers to 0"):
+        assert word in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_full_disk_without_a_path_in_the_error_is_named(tmp_path):
+    code = """
+        import os
+        from ssl_jax.runtime import config
+        def main(argv):
+            with open(os.environ["TMPDIR"] + "/file", "wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(1 << 16))
+        config.run_app(main)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = mounted(tmp_path, "200k", command, TMPDIR=str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        r"error: no disk space is left \(No space left on device\): (.* left, )?"
+        rf"{tmp_path} has 0 kB of 204 kB left(, .* left)?; free some and run this again\n",
+        done.stderr,
+    )

@@ -410,7 +410,8 @@ def _explain(error: OSError) -> str | None:
 def _places() -> list[str]:
     """Directories that a program writes to."""
     given = [flags.FLAGS[name].value for name in ("workdir",) if name in flags.FLAGS]
-    return [*filter(None, given), os.getcwd(), tempfile.gettempdir(), os.path.expanduser("~"), "/dev/shm"]
+    temporary = os.environ.get("TMPDIR", "/tmp")  # Python's own answer leaves out what is full
+    return [*filter(None, given), ".", temporary, os.path.expanduser("~"), "/dev/shm"]
 
 
 def _complain(sentence: str) -> int:
