@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -155,6 +156,124 @@ def test_checkpoint_that_one_process_cannot_read_ends_all_of_a_run(place):
         assert re.match(f"checkpoint {place}/3 " + NOW.format("Stale file handle"), sentence)
         assert step == "3"
     assert names(place) == ["1", "2", "3"]
+
+
+# --- Niceties
+
+
+USE = """
+import os, sys
+import jax.numpy as jnp
+from pathlib import Path
+from ssl_jax.data import building, folders
+from ssl_jax.runtime import config, files, lock, metrics
+from ssl_jax.runtime.checkpoints import Checkpoints
+place = Path(sys.argv[1]) / "run"
+with lock.workdir_lock(place):
+    config.claim_workdir(place, config.ConfigDict({"seed": 1}))
+    config.claim_workdir(place, config.ConfigDict({"seed": 1}))
+    lines = metrics.Metrics(place, resume_step=None)
+    lines.write(1, {"loss": 0.5})
+    lines.close()
+    metrics.write_json(place / "results.json", {"loss": 0.5})
+    checkpoints = Checkpoints(place / "checkpoints", best_metric="loss")
+    checkpoints.save(1, {"w": jnp.ones(3)}, {}, {"loss": 0.5})
+    checkpoints.close()
+    print(Checkpoints(place / "checkpoints").restore({"w": jnp.zeros(3)})[1]["w"].sum())
+with building.locked(place / "data.lock"):
+    folders.write_manifest(str(place), "pictures", {"version": 1}, [{"a": 1}])
+print(*folders.read_manifest(str(place), "pictures", {"version": 1}))
+print(sorted(path.name for path in place.iterdir()))
+"""
+USED = (
+    "3.0\n{'a': 1}\n"
+    "['.ssl_jax', 'checkpoints', 'config.json', 'data.lock', 'metrics.jsonl', 'results.json', "
+    "'selection.jsonl', 'tensorboard']\n"
+)
+
+
+@pytest.mark.parametrize(("calls", "number"), [("chmod", errno.EPERM), ("chmod,lock", errno.ENOTSUP)])
+def test_file_system_that_refuses_niceties_is_good_enough(tmp_path, calls, number):
+    environment = refusals.environment(
+        XDG_CACHE_HOME=str(tmp_path / "cache"), **refusals.refuse(calls, number, tmp_path)
+    )
+    command = [sys.executable, "-c", USE, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, USED), done.stderr
+    assert ("the file system has no locks" in done.stderr) == ("lock" in calls)
+
+
+def test_file_system_without_fsync_is_good_enough_for_all_but_checkpoints(tmp_path):
+    code = """
+        from pathlib import Path
+        from ssl_jax.runtime import lock, metrics
+        workdir = Path(place)
+        with lock.workdir_lock(workdir):
+            files.write_text(workdir / "text", "text")
+            lines = metrics.Metrics(workdir, resume_step=None)
+            lines.write(1, {"loss": 0.5})
+            lines.close()
+            checkpoints = Checkpoints(workdir / "checkpoints")
+            for number in (22, 95):
+                os.environ["REFUSED_ERRNO"] = str(number)
+                try:
+                    checkpoints.save(number, template, {})
+                    checkpoints.wait()
+                except InputError as error:
+                    print(error)
+    """
+    done = run(code, tmp_path, **refusals.refuse("sync", errno.EINVAL, tmp_path))
+    for sentence, number in zip(done.stdout.splitlines(), (errno.EINVAL, errno.ENOTSUP), strict=True):
+        assert sentence.startswith(f"checkpoint {number} cannot be written in {tmp_path}/checkpoints (")
+        assert f"Failed to fsync file: {os.strerror(number)}); there is none before it" in sentence
+
+
+def test_file_system_that_refuses_chmod_is_good_enough(tmp_path):
+    if shutil.which("bindfs") is None or not os.access("/dev/fuse", os.W_OK):
+        pytest.skip("bindfs is not installed, or FUSE cannot be used here")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "place").mkdir()
+    mount = [
+        "bindfs",
+        "--chmod-deny",
+        "--chown-deny",
+        "--no-allow-other",
+        tmp_path / "real",
+        tmp_path / "place",
+    ]
+    if (mounted := subprocess.run(mount, capture_output=True, text=True)).returncode:
+        pytest.skip(f"bindfs cannot mount here: {mounted.stderr}")
+    try:
+        with pytest.raises(PermissionError):
+            (tmp_path / "place").chmod(0o700)
+        command = [sys.executable, "-c", USE, str(tmp_path / "place")]
+        environment = os.environ | {"PYTHONPATH": str(refusals.ROOT), "XDG_CACHE_HOME": str(tmp_path)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (0, USED, "")
+    finally:
+        subprocess.run(["fusermount", "-u", tmp_path / "place"], check=True)
+
+
+def test_files_have_the_modes_that_the_user_asks_for(tmp_path):
+    code = """
+        os.umask(0o027)
+        files.write_text(place, "")
+    """
+    assert run(code, tmp_path / "file").returncode == 0
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+def test_failed_sync_of_a_disk_is_no_nicety(tmp_path):
+    code = """
+        import sys
+        from ssl_jax.runtime import files
+        files.write_text(sys.argv[1], "")
+    """
+    environment = refusals.environment(**refusals.refuse("sync", errno.EIO, tmp_path))
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "file")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert "Input/output error" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 # --- Data

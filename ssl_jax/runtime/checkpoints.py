@@ -123,7 +123,7 @@ class Checkpoints:
                 ),
                 force=True,
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, NotImplementedError) as error:
             self._raise_if_disk_refuses(error)
             raise
 
@@ -176,7 +176,7 @@ class Checkpoints:
         """
         try:
             self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, NotImplementedError) as error:
             self._raise_if_disk_refuses(error)
             raise
         self._saving = None
@@ -243,10 +243,12 @@ class Checkpoints:
                 f"no disk space for checkpoint {self._saving} in {self._directory}; {intact}, so free some "
                 "space and run this again"
             ) from None
-        if says(errno.EROFS, errno.EFBIG) or files.unavailable(error):
+        # tensorstore insists on fsync, and orbax does not let us ask for less.
+        if says(errno.EROFS, errno.EFBIG) or files.unavailable(error) or "fsync" in str(error):
+            reason = " ".join(str(error).partition(" [")[0].split())[-200:]  # what follows is for developers
             raise InputError(
                 f"checkpoint {self._saving} cannot be written in {self._directory} "
-                f"({' '.join(str(error).split())[:200]}); {intact}, so mend that and run this again"
+                f"({reason}); {intact}, so mend that and run this again"
             ) from None
 
 
