@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 import runs
@@ -167,3 +168,37 @@ def test_launcher_whose_reader_is_gone_still_empties_the_pipes_of_its_processes(
         local.run(["python", "-c", {talk!r}], [{{}}, {{}}])
     """
     assert finish_unheard([sys.executable, "-c", textwrap.dedent(code)]) == 0
+
+
+@pytest.mark.parametrize("nohup", [[], ["nohup"]])
+def test_run_whose_terminal_is_closed_stops_at_a_step_unless_under_nohup(tmp_path, nohup):
+    code = """
+        import sys, time
+        from ssl_jax.runtime import files, interruption, output
+        output.guard()
+        with interruption.StopSignal() as stop:
+            print("ready", flush=True)
+            while True:
+                time.sleep(0.01)
+                try:
+                    open("/dev/tty").close()
+                except OSError:
+                    break  # The terminal is closed, and its signal has come if it ever does.
+            time.sleep(0.1)
+            print("a line that nobody reads", flush=True)
+        files.write_text(sys.argv[1], str(stop.received and stop.received.name))
+    """
+    command = [*nohup, sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "received")]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ["PYTHONPATH"] = str(runs.ROOT)
+        os.chdir(tmp_path)
+        os.execvp(command[0], command)
+    said = tmp_path / "nohup.out"  # in place of a terminal
+    while nohup and not (said.exists() and "ready" in said.read_text()):
+        time.sleep(0.01)
+    assert nohup or b"ready" in os.read(terminal, 100)
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert (tmp_path / "received").read_text() == ("None" if nohup else "SIGHUP")

@@ -474,3 +474,64 @@ def test_full_disk_without_a_path_in_the_error_is_named(tmp_path):
         rf"{tmp_path} has 0 kB of 204 kB left(, .* left)?; free some and run this again\n",
         done.stderr,
     )
+
+
+# --- Conclusions from files that cannot be read now
+
+
+def test_file_that_cannot_be_read_now_is_neither_missing_nor_broken(tmp_path):
+    code = """
+        import json
+        from pathlib import Path
+        from launch import sweep
+        from ssl_jax.data import dfdc, manipulated_clips, sources
+        from ssl_jax.networks import weights
+        from ssl_jax.report import page
+        from ssl_jax.runtime import config, metrics
+        place = Path(place)
+        run = sweep.Run("run", {}, 0, (), config.ConfigDict())
+        stand_in = dict(num_originals=1, fakes_per_original=1, frames=1, seed=0)
+        calls = {
+            "run/results.json": lambda: sweep.is_finished(run, place),
+            "run/config.json": lambda: page.read(place / "run"),
+            "run/metrics.jsonl": lambda: metrics.read(place / "run" / "metrics.jsonl"),
+            "encoder.npz": lambda: weights.read(place / "encoder.npz"),
+            "encoder.safetensors": lambda: weights.read(place / "encoder.safetensors"),
+            "videos/metadata.json": lambda: dfdc._read_metadata(str(place), "videos"),
+            "stand_in/": lambda: manipulated_clips.build(str(place / "stand_in"), **stand_in),
+            "tfds": lambda: sources.make(name="mnist", data_dir=str(place / "tfds")),
+            "config.py": lambda: config.load(str(place / "config.py")),
+            "run/checkpoints": lambda: config.claim_workdir(place / "run", config.ConfigDict({"seed": 2})),
+        }
+        for path, call in calls.items():
+            os.environ |= {"REFUSED_CALLS": "open,list,stat", "REFUSED_ERRNO": "116", "REFUSED_PATH": path}
+            try:
+                print(path, call())
+            except InputError as error:
+                print(error)
+            except OSError as error:  # What `run_app` says of it.
+                print(config._explain(error))
+    """
+    for name in (
+        "run/results.json",
+        "run/config.json",
+        "videos/metadata.json",
+        "stand_in/manipulated_clips.json",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"seed": 1}')
+    for name in ("run/metrics.jsonl", "encoder.npz", "encoder.safetensors", "config.py"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "tfds").mkdir()
+    done = run(code, tmp_path, **refusals.refuse("", 0))
+    assert done.returncode == 0, done.stderr
+    sentences = done.stdout.splitlines()
+    assert len(sentences) == 10
+    for sentence in sentences:
+        assert "Stale file handle" in sentence
+        assert re.search(r"cannot be (read now|read|used)\b", sentence)
+        assert not re.search(
+            r"get it again|unpack it|not prepared|damaged|does not (exist|hold)|another", sentence
+        )
+    assert (tmp_path / "run" / "config.json").read_text() == '{"seed": 1}'

@@ -127,7 +127,7 @@ def read(workdir: str | Path) -> Run:
     workdir = Path(workdir)
     if not workdir.is_dir():
         raise InputError(f"There is no work directory '{workdir}'; give the --workdir of a run.")
-    if not (workdir / config_lib.CONFIG_FILE).is_file():
+    if not files.exists(workdir / config_lib.CONFIG_FILE):
         raise InputError(
             f"'{workdir}' is not the work directory of a run: it has no config.json; give the "
             "--workdir of a run."

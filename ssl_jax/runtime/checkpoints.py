@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import time
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -420,6 +421,7 @@ def _hide_orphans() -> None:
     sys.unraisablehook = quiet
     lost = lambda record: "exception was never retrieved" not in record.getMessage()
     standard_logging.getLogger("asyncio").addFilter(lost)
+    warnings.filterwarnings("ignore", r"coroutine '_deserialize_arrays\b.* was never awaited", RuntimeWarning)
 
 
 def _read(path: Path, **items: Any) -> ocp.args.Composite:
