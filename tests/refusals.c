@@ -58,6 +58,8 @@ OPEN(open64)
   }
 STAT(stat, stat)
 STAT(stat64, stat64)
+STAT(lstat, stat)
+STAT(lstat64, stat64)
 
 ssize_t read(int file, void *to, size_t size) {
   if (refused_file("read", file)) return -1;
