@@ -50,7 +50,7 @@ class Source:
         """Returns {"image": the encoded picture (bytes), field: np.ndarray, ...}."""
         from tensorflow_datasets.proto import tf_example_pb2
 
-        record = self.records[index]
+        record = files.try_twice(lambda: self.records[index])
         # tfds's own decoding of an example costs ten times as much as this and would be a fifth of
         # the time to get a small picture. Only the fields that are asked for go through it.
         example = tf_example_pb2.Example.FromString(record)
