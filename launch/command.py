@@ -40,7 +40,7 @@ def run_app(main: Callable[[list[str]], None]) -> None:
     """
     split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     sys.argv, rest = sys.argv[:split], sys.argv[split + 1 :]
-    config_lib.run_app(lambda argv: main(main_command(rest)))
+    config_lib.run_app(lambda argv: main(main_command(rest)), output_required="--dry_run" in sys.argv)
 
 
 def define_dry_run() -> None:

@@ -215,19 +215,19 @@ def _training(run: Run) -> ConfigDict:
 
 def lacks(run: Run, workdir: Path) -> bool:
     """Whether the run is still to be made, and the file that it needs is missing."""
-    return run.needs is not None and not is_finished(run, workdir) and not Path(run.needs).exists()
+    return run.needs is not None and not is_finished(run, workdir) and not files.exists(run.needs)
 
 
 def is_finished(run: Run, workdir: Path) -> bool:
-    """Whether the run has its results."""
-    return (workdir / run.name / config_lib.RESULTS_FILE).exists()
+    """Whether the run has its results; InputError where the file system does not tell."""
+    return files.exists(workdir / run.name / config_lib.RESULTS_FILE)
 
 
 def check_directories(runs: Sequence[Run], workdir: Path) -> None:
     """Raises InputError where a run's directory already belongs to another config."""
     for run in runs:
         path = workdir / run.name / config_lib.CONFIG_FILE
-        if not path.exists() and not is_finished(run, workdir):
+        if not files.exists(path) and not is_finished(run, workdir):
             continue
         may_change = experiments.MAY_CHANGE.get(run.config.get("experiment"), ())
         lines = config_lib.difference(config_lib.read(path), run.config, may_change)
@@ -256,7 +256,7 @@ def claim(workdir: Path) -> Iterator[IO[str]]:
         (workdir / "logs").mkdir(parents=True, exist_ok=True)
         file = (workdir / ".lock").open("w")
     except OSError as error:
-        raise InputError(f"work directory {workdir} cannot be used: {error.strerror}") from None
+        raise InputError(f"work directory {workdir} cannot be used: {files.explain(error)}") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -265,6 +265,11 @@ def claim(workdir: Path) -> Iterator[IO[str]]:
                 f"another sweep, or a run that one has left behind, is at work in {workdir}; wait for its "
                 "end, or choose another --workdir"
             ) from None
+        except OSError as error:
+            if (
+                error.errno not in files.NO_LOCKS
+            ):  # Each run has a lock of its own, which needs none of these.
+                raise
         yield file
 
 
@@ -295,7 +300,7 @@ def run_all(runs: Sequence[Run], workdir: Path, parallel: int, lock: IO[str]) ->
                 ended = [name for name, (_, process, _) in going.items() if process.poll() is not None]
                 for name in ended:
                     run, process, since = going.pop(name)
-                    if is_finished(run, workdir):
+                    if _has_ended_well(run, workdir):
                         took = datetime.timedelta(seconds=round(time.monotonic() - since))
                         left = len(waiting) + len(going)
                         print(f"{name}: finished after {took}, {left} left", flush=True)
@@ -309,6 +314,14 @@ def run_all(runs: Sequence[Run], workdir: Path, parallel: int, lock: IO[str]) ->
     if stop.received:
         _leave(stop, sum(is_finished(run, workdir) for run in runs), len(runs))
     return failed
+
+
+def _has_ended_well(run: Run, workdir: Path) -> bool:
+    try:
+        return is_finished(run, workdir)
+    except InputError as error:  # which is no reason to end the other runs
+        print(f"{run.name}: {error}", file=sys.stderr, flush=True)
+        return False
 
 
 def _start(run: Run, workdir: Path, lock: IO[str]) -> subprocess.Popen:
@@ -424,4 +437,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    config_lib.run_app(main)
+    config_lib.run_app(main, output_required="--dry_run" in sys.argv)

@@ -628,4 +628,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_lib.run_app(main)
+    config_lib.run_app(main, output_required=True)

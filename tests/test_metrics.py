@@ -1,6 +1,5 @@
 """Metrics survive kills, resume without a step twice, and are JSON that others can read."""
 
-import contextlib
 import io
 import json
 import math
@@ -138,7 +137,7 @@ def test_broken_line_in_the_middle_is_an_error(tmp_path):
 
 def test_full_disk_is_a_sentence(tmp_path):
     writer = metrics.Metrics(tmp_path, resume_step=None)
-    with contextlib.suppress(OSError), open("/dev/full", "a") as full:  # closing it fails as well
+    with open("/dev/full", "ab", buffering=0) as full:
         writer._files["metrics.jsonl"] = full
         with pytest.raises(InputError, match=r"/dev/full cannot be written: .*No space left"):
             writer.write(1, {"loss": 0.5})
@@ -164,6 +163,28 @@ writer.close()
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch(r".*tensorboard/events\.\.\. cannot be written: .*\n", done.stdout)
     assert 300 < len(metrics.read(tmp_path / "metrics.jsonl")) < 700
+
+
+def test_metrics_left_open_on_full_disk_complain_no_more(tmp_path):
+    code = f"""
+import resource, signal, sys
+from ssl_jax.runtime import metrics
+from ssl_jax.runtime.errors import InputError
+writer = metrics.Metrics({str(tmp_path)!r}, resume_step=None)
+writer.write(1, {{"loss": 0.5}})
+writer.write_rows(1, "task", {{"drawn": [1, 2]}})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50, -1))
+rows = {{"drawn": [1] * 50}}
+for write in (lambda: writer.write(2, {{"loss": 0.5}}), lambda: writer.write_rows(2, "task", rows)):
+    try:
+        write()
+    except InputError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(re.findall(r"cannot be written: .*File too large", done.stdout)) == 2
 
 
 def test_results_are_whole_or_absent(tmp_path):

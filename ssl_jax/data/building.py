@@ -13,6 +13,8 @@ import rich.progress
 from etils.epath import backend
 from etils.epath import stat_utils as epath_stat
 
+from ssl_jax.runtime import files
+
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike) -> Iterator[None]:
@@ -24,6 +26,10 @@ def locked(path: str | os.PathLike) -> Iterator[None]:
             what = os.fspath(path).removesuffix(".lock")
             logging.info("Another process is at work in %s; waiting for it.", what)
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in files.NO_LOCKS:
+                raise
+            logging.warning("%s: the file system has no locks; do not build here in two processes.", path)
         yield
 
 

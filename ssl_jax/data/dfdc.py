@@ -402,6 +402,7 @@ def _read_metadata(root: str, part: str) -> dict[str, tuple[int, str | None]]:
     except InputError:
         raise
     except (OSError, ValueError, RecursionError) as error:
+        files.check_reached(where, error)
         raise InputError(f"{where} cannot be read ({error}); unpack it again.") from error
     if not isinstance(table, dict):
         raise InputError(f"{where} must be one JSON object of video names, not a {type(table).__name__}.")
@@ -668,7 +669,7 @@ def _store_video(root: str, path: str, key: str, *, sampling: Sampling, store: s
     try:
         video = videos.Video(path, found["frames"], found["times"], found["keys"])
         steps = [int(step) for step in pipeline.spread(video.frames, sampling.frames)]
-        images = videos.read_frames(folders.inside(root, path), video, steps)
+        images = videos.read_settled(folders.inside(root, path), video, steps)
         taken = [step for step in steps if step in images]
         if not taken:
             return row | {"cause": "unreadable", "details": "none of the frames wanted can be decoded"}
@@ -679,6 +680,8 @@ def _store_video(root: str, path: str, key: str, *, sampling: Sampling, store: s
         if sampling.crop != "none":
             squares = [square or _middle(image) for square, image in zip(squares, opened, strict=True)]
         pictures = np.stack(list(map(functools.partial(_picture, size=sampling.size), opened, squares)))
+    except InputError:
+        raise
     except pipeline.UndersizedError as error:
         return row | {"cause": "undersized", "details": str(error)}
     # Broken files make FFmpeg raise errors of many kinds.
@@ -715,7 +718,8 @@ def _key(root: str, path: str) -> str:
     try:
         state = os.stat(os.path.join(root, path))
         text = f"{state.st_size} {state.st_mtime_ns} "
-    except OSError:
+    except OSError as error:
+        files.check_reached(os.path.join(root, path), error, forbidden=False)
         text = ""
     return hashlib.blake2b(text.encode() + os.fsencode(path), digest_size=16).hexdigest()
 

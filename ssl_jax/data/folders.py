@@ -308,6 +308,10 @@ def existing(path: str) -> str:
     path = paths.read(path, "data.path")
     if os.path.isdir(path):
         return os.path.realpath(path)
+    try:
+        os.stat(path)
+    except OSError as error:
+        files.check_reached(path, error)
     if os.path.exists(path):
         raise InputError(f"{path} is a file; give the folder it lies in.")
     above, name = os.path.split(os.path.abspath(path))
@@ -371,7 +375,8 @@ def scan(root: str, suffixes: Sequence[str], manifest: str | None = None) -> Tre
                 continue
             if row is None or not is_current(row, state.st_mtime_ns):
                 row = _list_folder(root, name, state.st_mtime_ns, suffixes)
-        except OSError:
+        except OSError as error:
+            files.check_reached(os.path.join(root, name), error, forbidden=False)
             tree.left_out.setdefault("unreadable", []).append(name or root)
             continue
         rows[name] = row
@@ -633,6 +638,10 @@ def read_inside(root: str, path: str) -> bytes:
         sources.TooLargeError: it has more than `MAX_BYTES`.
     """
     full = inside(root, path)
+    return files.try_twice(lambda: _read_file(full, path))
+
+
+def _read_file(full: str, path: str) -> bytes:
     size = os.stat(full)
     if not stat.S_ISREG(size.st_mode):
         raise ValueError(f"{path} is no regular file")

@@ -37,7 +37,7 @@ from PIL import Image
 
 from ssl_jax.data import building, dfdc, sources
 from ssl_jax.data.atari_frames import EPISODES_PER_STREAM
-from ssl_jax.runtime import paths
+from ssl_jax.runtime import files, paths
 from ssl_jax.runtime.errors import InputError
 
 SETTINGS = "manipulated_clips.json"  # beside metadata.json: what was asked for, and what is a stand-in
@@ -176,6 +176,7 @@ def _is_built(directory: str, settings: dict[str, Any]) -> bool:
         with open(os.path.join(directory, SETTINGS), encoding="utf-8") as file:
             found = json.load(file)["settings"]
     except (OSError, ValueError, KeyError, TypeError) as error:
+        files.check_reached(os.path.join(directory, SETTINGS), error)
         raise InputError(
             f"{directory} is there and does not hold the stand-in; name a directory that is not there."
         ) from error

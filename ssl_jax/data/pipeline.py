@@ -12,11 +12,14 @@ depends on nothing but the seed and its number, and to resume is to start at ano
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import gc
 import io
 import logging
 import multiprocessing.util
+import re
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -29,10 +32,11 @@ from PIL import ExifTags, Image
 
 from ssl_jax.data import formats
 from ssl_jax.data.sources import Source, TooLargeError, blank
-from ssl_jax.runtime import children
+from ssl_jax.runtime import children, files
 from ssl_jax.runtime.errors import InputError
 
 MIN_READ = 100  # examples to read before the share of bad ones can stop a run
+SHARED_MEMORY = "/dev/shm"  # through which worker processes hand over batches
 MAX_REDRAWS = 100  # random draws for one position, all of them bad, after which it is given up
 # What pictures may be. Other readers of Pillow start programs (EPS) or have never met hostile files.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -320,8 +324,14 @@ def blame(index: int, source: Source, error: Exception, encoded: bytes | None = 
         source: where it is from.
         error: what was raised.
         encoded: the file that could not be decoded; None if it could not even be read.
+
+    Raises:
+        InputError: it cannot be read now, and nobody knows whether it could be used.
     """
     what = source.describe(index)
+    if isinstance(error, InputError):
+        raise error
+    files.check_reached(f"{source.name}: {what}", error, forbidden=False)
     if isinstance(error, UndersizedError):
         return index, "undersized", f"{what} ({error})"
     if isinstance(error, TooLargeError | Image.DecompressionBombError):
@@ -384,14 +394,20 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
         self._iterator = None
 
     def __next__(self) -> dict[str, np.ndarray]:
-        if self._iterator is None:
-            self._iterator = _prefetched(
-                self._batches[self._number :], self._options, workers=self._options.workers
-            )
-            with children.starting_workers() if self._options.workers else contextlib.nullcontext():
+        try:
+            starting = contextlib.nullcontext()
+            if self._iterator is None:
+                self._iterator = _prefetched(
+                    self._batches[self._number :], self._options, workers=self._options.workers
+                )
+                starting = children.starting_workers() if self._options.workers else starting
+            with starting:
                 batch = next(self._iterator)
-        else:
-            batch = next(self._iterator)
+        except (OSError, RuntimeError) as error:
+            if self._options.workers and (sentence := _explain_worker(error)):
+                self.close()
+                raise InputError(sentence) from None
+            raise
         readings = batch.pop("readings")
         self.skipped.add(self._source.name, readings)
         if not batch:
@@ -459,6 +475,23 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
+
+
+def _explain_worker(error: Exception) -> str | None:
+    """What a person can do about an error of worker processes; None if it is another one."""
+    remedy = "give it more (docker run --shm-size=8g), or set workers to 0 or batch_size lower"
+    if isinstance(error, OSError):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return None
+        full = files.describe_full([SHARED_MEMORY])
+        return f"there is no space in {SHARED_MEMORY} for worker processes{full}; {remedy}"
+    status = re.search(r"exit code (-\d+)", str(error))  # in the words of grain
+    number = -int(status[1]) if status else None
+    if number == signal.SIGBUS:
+        return f"a worker process found no space in {SHARED_MEMORY} for a batch (SIGBUS); {remedy}"
+    if number == signal.SIGKILL:
+        return "a worker process was killed (SIGKILL), as happens where memory runs out; set workers lower"
+    return None
 
 
 def train_batches(source: Source, options: TrainOptions) -> TrainBatches:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssl_jax.runtime import paths
+from ssl_jax.runtime import files, paths
 from ssl_jax.runtime.config import closest
 from ssl_jax.runtime.errors import InputError
 
@@ -53,7 +53,7 @@ class Source:
         """Returns {"image": the encoded picture (bytes), field: np.ndarray, ...}."""
         from tensorflow_datasets.proto import tf_example_pb2
 
-        record = self.records[index]
+        record = files.try_twice(lambda: self.records[index])
         # tfds's own decoding of an example costs ten times as much as this and would be a fifth of
         # the time to get a small picture. Only the fields that are asked for go through it.
         example = tf_example_pb2.Example.FromString(record)
@@ -335,6 +335,8 @@ def _open(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
     try:
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
     except ValueError as error:
+        for place in (directory, os.path.join(directory, dataset)):
+            _check_listed(os.path.expanduser(place))
         known = {*tfds.list_builders(with_community_datasets=False), "atari_frames", "folder", "videos"}
         if dataset.partition(":")[0] not in known:
             sentence = unknown_name("tensorflow-datasets data set", dataset, known)
@@ -354,6 +356,14 @@ def _open(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
             " --out_file_format=array_record"
         )
     return builder
+
+
+def _check_listed(directory: str) -> None:
+    """Raises InputError for a directory that may be there, and cannot be read now."""
+    try:
+        os.listdir(directory)
+    except OSError as error:
+        files.check_reached(directory, error)
 
 
 def _batchable_fields(features: "tfds.features.FeaturesDict") -> dict[str, Any]:

@@ -17,13 +17,13 @@ bytes and leaves a stream that decodes cannot be known: most video formats have 
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import itertools
 import logging
 import os
 import re
 import struct
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from PIL import Image
 
 from ssl_jax.data import folders, formats, pipeline, sources
 from ssl_jax.data.folders import Folder, Plan, Tree
+from ssl_jax.runtime import files
 from ssl_jax.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,11 +50,6 @@ HEADER = {"version": 2, "of": "videos"}
 TRIED = 4 * DELAY  # packets to decode of a video to see whether its times are in order
 # Notes that are no UTF-8 are no reason to refuse a video; PyAV 19 reads them by itself.
 METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
-# Errors of file systems and file servers that say nothing of a file's contents.
-NOT_NOW = (
-    errno.EACCES, errno.EAGAIN, errno.EBUSY, errno.EHOSTDOWN, errno.EIO, errno.EMFILE, errno.ENFILE,
-    errno.ENODEV, errno.ENOENT, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT,
-)  # fmt: skip
 PROBED = 1000  # videos after which the manifest is written
 PROBES = 8  # videos looked into at once
 
@@ -147,7 +143,7 @@ class Frames:
                 yield self[index]
             return
         video = self.videos[numbers[0]]
-        images = read_frames(folders.inside(self.root, video.path), video, steps)
+        images = read_settled(folders.inside(self.root, video.path), video, steps)
         for index, step in zip(indices, steps, strict=True):
             if step not in images:
                 raise FrameError("the decoder complains")
@@ -388,6 +384,7 @@ def look_into(root: str, paths: Sequence[str]) -> list[dict[str, Any]]:
             state = os.stat(folders.inside(root, path))
             rows[path] = {"path": path, "size": state.st_size, "time": state.st_mtime_ns}
         except (OSError, ValueError) as error:
+            files.check_reached(os.path.join(root, path), error, forbidden=False)
             rows[path] = {"path": path, "size": 0, "time": 0, "cause": "unreadable", "details": str(error)}
     old = [path for path in paths if path in known and rows[path].items() <= known[path].items()]
     rows |= {path: known[path] for path in old}
@@ -426,12 +423,15 @@ def is_row(row: dict[str, Any]) -> bool:
         return False
 
 
-def probe(root: str, path: str) -> dict[str, Any]:
+def probe(root: str, path: str, *, tries: int = 2) -> dict[str, Any]:
     """Finds out where the frames of a video are, by its packets alone if they tell.
 
     Returns:
         `frames`, `times` and `keys` as in `Video`, or `cause` (`unreadable`, `too large`, `too short`) and
         `details`, and `time` 0 if it may be otherwise another time.
+
+    Raises:
+        InputError: it cannot be read now, even at the last try, and nobody knows what is in it.
     """
     try:
         with open_video(folders.inside(root, path)) as (container, stream):
@@ -468,17 +468,20 @@ def probe(root: str, path: str) -> dict[str, Any]:
         return {"frames": len(times), "times": pack(times), "keys": pack(keys)}
     except sources.TooLargeError as error:
         return {"cause": "too large", "details": str(error)}
-    # Broken files make FFmpeg raise errors of many kinds.
+    # Broken files make FFmpeg raise errors of many kinds, some of them the system's.
     except Exception as error:
+        if tries > 1 and files.unavailable(error, forbidden=False):
+            time.sleep(files.PAUSE_SECONDS)
+            return probe(root, path, tries=tries - 1)
+        if reason := files.refusal(os.path.join(root, path), forbidden=False):
+            raise files.out_of_reach(os.path.join(root, path), reason) from None
         found = {"cause": "unreadable", "details": explain(root, path, error)}
-        # Of no time, so that the manifest is not believed next time: the file may well be whole.
-        return found | ({"time": 0} if getattr(error, "errno", None) in NOT_NOW else {})
+        # Once it may be read, its own time is still the same.
+        return found | ({"time": 0} if isinstance(error, PermissionError | FileNotFoundError) else {})
 
 
 def explain(root: str, path: str, error: Exception) -> str:
     """Returns why a video cannot be read, for a message, after an error of its reader."""
-    if (code := getattr(error, "errno", None)) in NOT_NOW:
-        return f"it cannot be read now: {os.strerror(code)}"
     try:
         with open(folders.inside(root, path), "rb") as file:
             head = file.read(formats.HEAD)
@@ -496,7 +499,9 @@ def can_be_sought(root: str, path: str, key: Any) -> bool:
                 if frame.pts == key.pts:
                     return not trusted or to_compare(frame) == to_compare(key)
                 break
-    except av.FFmpegError:
+    except av.FFmpegError as error:
+        if files.unavailable(error, forbidden=False):
+            raise
         return False
     return True  # `read_frames` begins farther back where a keyframe is not found.
 
@@ -544,9 +549,12 @@ def open_video(path: str) -> Iterator[tuple[Any, Any]]:
 
 
 def demux(container: Any, stream: Any) -> Iterator[Any]:
-    """The packets of a stream, as far as they can be read, and None at the end."""
-    with contextlib.suppress(av.FFmpegError):
+    """The packets of a stream, as far as they are whole, and None at the end."""
+    try:
         yield from (packet for packet in container.demux(stream) if packet.size)
+    except av.FFmpegError as error:
+        if files.unavailable(error):
+            raise
     yield None
 
 
@@ -609,6 +617,18 @@ def read_frames(path: str, video: Video, steps: Sequence[int]) -> dict[int, byte
         if len(found) < len(wanted):
             found |= seek_frames(path, wanted, int(times[keys[start]]) if start else None)
     return found
+
+
+def read_settled(path: str, video: Video, steps: Sequence[int]) -> dict[int, bytes]:
+    """Decodes frames as `read_frames` does; what is missing then cannot be decoded.
+
+    Raises:
+        InputError: the file cannot be read now, which FFmpeg may take for its end.
+    """
+    images = files.try_twice(lambda: read_frames(path, video, steps))
+    if not {*steps} <= images.keys() and (reason := files.refusal(path, forbidden=False)):
+        raise files.out_of_reach(path, reason)
+    return images
 
 
 def seek_frames(path: str, wanted: Mapping[int, int], start: int | None) -> dict[int, bytes]:

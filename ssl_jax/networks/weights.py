@@ -460,6 +460,8 @@ def _how_to_convert(path: Path) -> str:
 
 
 def _corrupt(path, error):
+    if reason := files.refusal(path) or files.unavailable(error):
+        return files.out_of_reach(path, reason)
     said = " ".join(str(error).split()).partition(". ")[0][:100]
     return InputError(f"{path} is cut short or no {path.suffix} file ({said}); get it again")
 

@@ -127,7 +127,7 @@ def read(workdir: str | Path) -> Run:
     workdir = Path(workdir)
     if not workdir.is_dir():
         raise InputError(f"There is no work directory '{workdir}'; give the --workdir of a run.")
-    if not (workdir / config_lib.CONFIG_FILE).is_file():
+    if not files.exists(workdir / config_lib.CONFIG_FILE):
         raise InputError(
             f"'{workdir}' is not the work directory of a run: it has no config.json; give the "
             "--workdir of a run."
@@ -434,10 +434,12 @@ def is_finite(value: object) -> bool:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(files.try_twice(path.read_text))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise files.out_of_reach(f"'{path}'", files.explain(error)) from None
     except ValueError as error:
         raise InputError(f"'{path}' is damaged: it is not JSON ({error}).") from error
     if not isinstance(value, dict):

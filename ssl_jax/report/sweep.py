@@ -227,15 +227,17 @@ def read(workdir: str | Path) -> Sweep:
     """
     workdir = Path(workdir)
     path = workdir / SWEEP_FILE
-    if not path.is_file():
+    if not files.exists(path):
         raise InputError(f"'{workdir}' is not the work directory of a sweep: it has no {SWEEP_FILE}.")
     try:
-        facts = json.loads(path.read_text())
+        facts = json.loads(files.try_twice(path.read_text))
         command, baseline, parallel = facts["command"], facts["baseline"], facts["parallel"]
         listed = [
             Entry(run["name"], _last(run["values"], facts["compare"]), run["seed"], run["command"], None)
             for run in facts["runs"]
         ]
+    except OSError as error:
+        raise files.out_of_reach(f"'{path}'", files.explain(error)) from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"'{path}' is damaged ({error!r}); the command of the sweep mends it.") from error
     entries = [entry._replace(run=_read_finished(workdir / entry.name)) for entry in listed]
@@ -269,7 +271,7 @@ def _last(values: Mapping[str, str], axis: str) -> dict[str, str]:
 
 
 def _read_finished(path: Path) -> page.Run | None:
-    return page.read(path) if (path / config_lib.RESULTS_FILE).is_file() else None
+    return page.read(path) if files.exists(path / config_lib.RESULTS_FILE) else None
 
 
 def of_runs(runs: Mapping[str, page.Run], title: str, figure_path: Callable[[str], Path]) -> Sweep:

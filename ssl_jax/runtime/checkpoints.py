@@ -1,13 +1,17 @@
 """Checkpoints that are written beside training, checked when read, and never half there."""
 
+import contextlib
 import errno
 import functools
 import json
+import logging as standard_logging
 import os
 import sys
 import tempfile
+import time
+import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +21,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
+from ssl_jax.runtime import distributed, files
 from ssl_jax.runtime.errors import InputError
 
 Tree = TypeVar("Tree")
@@ -39,7 +44,10 @@ class Checkpoints:
       directory: where the checkpoints are; created if need be.
       keep: how many of the newest checkpoints are kept.
       best_metric: the name among the metrics given to `save` by which a checkpoint is best (the
-        higher the better); the best one is kept besides the newest.
+        higher the better); the best one is kept besides the newest, and so is any whose metrics are lost.
+
+    Raises:
+      InputError: the checkpoints that are there cannot be read now, or the directory cannot be made.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2, best_metric: str | None = None):
@@ -47,13 +55,21 @@ class Checkpoints:
         self._keep = keep
         self._best_metric = best_metric
         self._saving: int | None = None  # the step that is being written in the background
-        self._manager = _manager(self._directory, self._should_preserve)
+        try:
+            self._manager = _manager(self._directory, self._should_preserve)
+        except OSError as error:
+            raise InputError(
+                f"the checkpoints in {self._directory} cannot be used ({files.explain(error)}); nothing was "
+                "changed, so mend that and run this again"
+            ) from None
         self._scores: dict[int, float] = {}
-        for step in _steps(self._directory):
-            try:
-                self._remember_score(step, _read_manifest(self._directory / str(step))["metrics"])
-            except _BrokenCheckpoint:
-                continue
+        self._unknown: set[int] = set()  # steps whose metrics are lost
+        with _failing_together():
+            for step in _steps(self._directory) if best_metric is not None else []:
+                try:
+                    self._remember_score(step, _read_manifest(self._directory / str(step))["metrics"])
+                except _BrokenCheckpoint:
+                    self._unknown.add(step)
 
     @property
     def latest_step(self) -> int | None:
@@ -108,35 +124,36 @@ class Checkpoints:
                 ),
                 force=True,
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, NotImplementedError) as error:
             self._raise_if_disk_refuses(error)
             raise
 
     def restore(self, template: Tree) -> tuple[int, Tree, dict[str, Any]] | None:
         """Reads the newest checkpoint that is whole.
 
-        A broken one (cut short, or with a bit turned over) is reported and set aside under
-        another name, and the one before it is taken.
+          A broken one (cut short, or with a bit turned over) is reported and set aside under
+          another name, and the one before it is taken. One that the system cannot read now, even at a second
+          try, is not broken: it stays where it is, and no other takes its place.
 
-        Args:
-          template: a state with the structure, shapes, dtypes and shardings that are wanted; its
-            values do not matter.
+          Args:
+            template: a state with the structure, shapes, dtypes and shardings that are wanted; its
+              values do not matter.
 
-        Returns:
-          The step, the state and the state of the data pipeline; None if there is no checkpoint.
+          Returns:
+            The step, the state and the state of the data pipeline; None if there is no checkpoint.
 
-        Raises:
-          InputError: the checkpoint is of another structure than the template (the first leaf
-            that differs is named), or there are checkpoints and all are broken.
+          Raises:
+        InputError: the checkpoint is of another structure than the template (the first leaf
+              that differs is named), cannot be read now, or there are checkpoints and all are broken; or
+              processes see different ones.
         """
         self.wait()
         broken: dict[int, str] = {}
-        for step in reversed(_steps(self._directory)):
+        for step in reversed(self._common_steps()):
             path = self._directory / str(step)
             try:
-                manifest = _read_manifest(path)
-                _check_same_leaves(path, manifest["leaves"], template)
-                state = _read_state(path, manifest["leaves"], template)
+                manifest, leaves = _read_together(path, template)
+                state = _fill(template, leaves)
             except _BrokenCheckpoint as error:
                 broken[step] = str(error)
                 continue
@@ -160,7 +177,7 @@ class Checkpoints:
         """
         try:
             self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, NotImplementedError) as error:
             self._raise_if_disk_refuses(error)
             raise
         self._saving = None
@@ -170,12 +187,27 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
+    def _common_steps(self) -> list[int]:
+        """The steps on disk, as all processes of the run see them."""
+        with _failing_together():
+            steps = _steps(self._directory)
+        for process, others in enumerate(distributed.gather(steps)):
+            if others != steps:
+                raise InputError(
+                    f"process {process} of the run sees the checkpoints {others} in {self._directory}, and "
+                    f"process {jax.process_index()} sees {steps}; put the work directory on a file system "
+                    "that all share"
+                )
+        return steps
+
     def _should_preserve(self, steps: Sequence[int]) -> list[bool]:
         scored = [step for step in steps if step in self._scores]
         best = max(scored, key=self._scores.__getitem__, default=None)
-        return [step in steps[-self._keep :] or step == best for step in steps]
+        kept = {*steps[-self._keep :], best, *self._unknown}
+        return [step in kept for step in steps]
 
     def _remember_score(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._unknown.discard(step)
         score = metrics.get(self._best_metric, np.nan)
         if not np.isnan(score):
             self._scores[step] = float(score)
@@ -202,17 +234,22 @@ class Checkpoints:
     def _raise_if_disk_refuses(self, error: BaseException) -> None:
         # tensorstore knows no errno: its errors are ValueErrors with the words of the system.
         says = lambda *numbers: any(os.strerror(number) in str(error) for number in numbers)
-        steps = _steps(self._directory)
-        intact = f"the checkpoints of steps {steps} are intact" if steps else "there is none before it"
+        try:
+            steps = _steps(self._directory)
+            intact = f"the checkpoints of steps {steps} are intact" if steps else "there is none before it"
+        except InputError:
+            intact = "those before it were not touched"
         if says(errno.ENOSPC, errno.EDQUOT):
             raise InputError(
                 f"no disk space for checkpoint {self._saving} in {self._directory}; {intact}, so free some "
                 "space and run this again"
             ) from None
-        if says(errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG):
+        # tensorstore insists on fsync, and orbax does not let us ask for less.
+        if says(errno.EROFS, errno.EFBIG) or files.unavailable(error) or "fsync" in str(error):
+            reason = " ".join(str(error).partition(" [")[0].split())[-200:]  # what follows is for developers
             raise InputError(
                 f"checkpoint {self._saving} cannot be written in {self._directory} "
-                f"({' '.join(str(error).split())[:200]}); {intact}, so mend that and run this again"
+                f"({reason}); {intact}, so mend that and run this again"
             ) from None
 
 
@@ -229,7 +266,7 @@ def restore_raw(directory: str | Path, step: int | None = None) -> dict[str, Any
       lists are under "0", "1", ....
 
     Raises:
-      InputError: there is no such checkpoint, or it is broken.
+      InputError: there is no such checkpoint, it is broken, or it cannot be read now.
     """
     directory = Path(directory).absolute()
     steps = _steps(directory)
@@ -242,16 +279,28 @@ def restore_raw(directory: str | Path, step: int | None = None) -> dict[str, Any
         targets = {
             tuple(name.split("/")): np.empty(shape, dtype) for name, (dtype, shape, _) in leaves.items()
         }
-        return _nest(targets | _read_leaves(path, leaves, targets))
+        read = _read_leaves(path, targets)
+        if wrong := _find_wrong(read, leaves):
+            raise _BrokenCheckpoint(wrong)
+        return _nest(targets | read)
     except _BrokenCheckpoint as error:
         raise InputError(f"checkpoint {path} is broken ({error})") from None
 
 
 def _steps(directory: Path) -> list[int]:
-    """The steps on disk, ascending: all that look like checkpoints, be they whole or not."""
-    if not directory.is_dir():
+    """The steps on disk, ascending: all that look like checkpoints, be they whole or not.
+
+    Raises:
+      InputError: the directory cannot be read now.
+    """
+    try:
+        names = files.try_twice(lambda: os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+    except OSError as error:
+        files.check_reached(f"the checkpoints in {directory}", error)
+        raise
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def _manager(directory: Path, should_preserve: Any) -> ocp.CheckpointManager:
@@ -370,18 +419,61 @@ def _hide_orphans() -> None:
             hook(unraisable)
 
     sys.unraisablehook = quiet
+    lost = lambda record: "exception was never retrieved" not in record.getMessage()
+    standard_logging.getLogger("asyncio").addFilter(lost)
+    warnings.filterwarnings("ignore", r"coroutine '_deserialize_arrays\b.* was never awaited", RuntimeWarning)
 
 
 def _read(path: Path, **items: Any) -> ocp.args.Composite:
-    """Reads items of a checkpoint; whatever goes wrong with bytes on disk is _BrokenCheckpoint."""
+    """Reads items of a checkpoint, in this process alone; other processes need not do the same.
+
+    Raises:
+      InputError: the system cannot read it now, which says nothing of the bytes.
+      _BrokenCheckpoint: whatever is wrong with the bytes.
+    """
     _hide_orphans()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=None,
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix=f"p{jax.process_index()}",
+    )
+    for last in (False, True):
+        try:
+            handler = ocp.CompositeCheckpointHandler(
+                composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+            )
+            with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+                return reader.restore(path, args=ocp.args.Composite(**items))
+        except MemoryError:
+            raise
+        except Exception as error:  # orbax, tensorstore, zstd and json each have errors of their own
+            if last:
+                raise _verdict(path, error) from None
+            if files.unavailable(error):
+                time.sleep(files.PAUSE_SECONDS)
+    raise AssertionError
+
+
+def _verdict(path: Path, error: Exception) -> Exception:
+    """What an error at reading a checkpoint means."""
+    # Orbax takes what it cannot reach for missing, so the error itself does not tell.
+    refusal = files.refusal(path) or files.unavailable(error)
+    if refusal is not None:
+        return files.out_of_reach(f"checkpoint {path}", refusal)
+    return _BrokenCheckpoint(f"{type(error).__name__}: {' '.join(str(error).split())[:100]}")
+
+
+@contextlib.contextmanager
+def _failing_together() -> Iterator[None]:
+    """Raises in all processes of a run, which all come here, the InputError that is raised in one."""
+    refusal = None
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-            return reader.restore(path, args=ocp.args.Composite(**items))
-    except (PermissionError, MemoryError):
-        raise
-    except Exception as error:  # orbax, tensorstore, zstd and json each have errors of their own
-        raise _BrokenCheckpoint(f"{type(error).__name__}: {' '.join(str(error).split())[:100]}") from None
+        yield
+    except InputError as error:
+        refusal = str(error)
+    for said in distributed.gather(refusal):
+        if said is not None:
+            raise InputError(said)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -394,23 +486,52 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     raise _BrokenCheckpoint("the manifest does not match its checksum")
 
 
-def _read_leaves(path: Path, described: Mapping[str, Any], targets: Leaves) -> Leaves:
-    """Reads arrays onto targets (numpy arrays or ShapeDtypeStructs) and checks their bytes."""
-    tree = _read(path, state=ocp.args.StandardRestore(_nest(_without_empty(targets)))).state
-    leaves = _leaves_by_name(tree)
+def _read_together(path: Path, template: Any) -> tuple[dict[str, Any], Leaves]:
+    """Reads a manifest and arrays in all processes of a run; what one cannot use, none does.
+
+    Raises:
+      InputError: see `_read`, and `_check_same_leaves`.
+      _BrokenCheckpoint: it is broken.
+    """
+    broken = None
+    with _failing_together():
+        try:
+            manifest = _read_manifest(path)
+            _check_same_leaves(path, manifest["leaves"], template)
+            targets = {name: _target(leaf) for name, leaf in _leaves_by_name(template).items()}
+            leaves = _read_leaves(path, targets)
+        except _BrokenCheckpoint as error:
+            broken = str(error)
+    _break_together(broken)
+    _break_together(_find_wrong(leaves, manifest["leaves"]))
+    return manifest, leaves
+
+
+def _break_together(broken: str | None) -> None:
+    for said in distributed.gather(broken):
+        if said is not None:
+            raise _BrokenCheckpoint(said)
+
+
+def _read_leaves(path: Path, targets: Leaves) -> Leaves:
+    """Reads arrays onto targets (numpy arrays or ShapeDtypeStructs)."""
+    return _leaves_by_name(_read(path, state=ocp.args.StandardRestore(_nest(_without_empty(targets)))).state)
+
+
+def _find_wrong(leaves: Leaves, described: Mapping[str, Any]) -> str | None:
+    """What is wrong with arrays by the manifest that describes them, or None."""
+    wrong = None  # All are looked at, for to see shards of other processes takes all processes.
     for name, leaf in leaves.items():
         if list(_describe(jax.device_get(_whole(leaf)))) != described["/".join(name)]:
-            raise _BrokenCheckpoint(f"{'/'.join(name)} does not match its checksum")
-    return leaves
+            wrong = wrong or f"{'/'.join(name)} does not match its checksum"
+    return wrong
 
 
-def _read_state(path: Path, described: Mapping[str, Any], template: Tree) -> Tree:
-    """Reads a state onto the shardings of a template of the same structure."""
-    targets = {name: _target(leaf) for name, leaf in _leaves_by_name(template).items()}
-    restored = _read_leaves(path, described, targets)
+def _fill(template: Tree, restored: Leaves) -> Tree:
+    """The restored arrays in the structure of a template."""
     old_leaves, structure = jax.tree.flatten(template)
     new_leaves = []
-    for name, old in zip(targets, old_leaves, strict=True):
+    for name, old in zip(_leaves_by_name(template), old_leaves, strict=True):
         new = restored.get(name, old)  # of size zero where there is none
         if _is_typed_key(old):
             new = jax.random.wrap_key_data(new, impl=jax.random.key_impl(old))

@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 import re
+import signal
 import sys
 import tempfile
 import types
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from ssl_jax.runtime import files, memory, paths
+from ssl_jax.runtime import files, memory, output, paths
 from ssl_jax.runtime.errors import InputError
 
 CONFIG_FILE = "config.json"
@@ -332,7 +333,7 @@ def _config_flags_in(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def _call_get_config(path_and_arg: str) -> ConfigDict:
     file, *args = path_and_arg.split(":", 1)
-    if not os.path.isfile(file):
+    if not files.exists(file) or not os.path.isfile(file):
         raise _missing_config_file(file)
     module = _import_config(file)
     if not callable(getattr(module, "get_config", None)):
@@ -406,26 +407,54 @@ def _unknown_key(config: ConfigDict, key: str) -> InputError:
     return InputError(f"unknown key config.{key}; known: {', '.join(known)}")
 
 
-def run_app(main: Callable[[list[str]], None]) -> None:
+def run_app(main: Callable[[list[str]], None], *, output_required: bool = False) -> None:
     """Runs a program on absl flags; what its user can mend ends in one line and status 2.
 
     Args:
       main: called with what is left of `sys.argv` once the flags are parsed.
+      output_required: whether the program is run for what it prints. Then it ends when nobody reads that
+        any more, as `head` expects, and with an error where it cannot be written; others go on without.
     """
+    output.guard(required=output_required)
     memory.keep_freed()
     try:
-        app.run(main, flags_parser=_parse_flags_of_app)
+        try:
+            app.run(main, flags_parser=_parse_flags_of_app)
+        finally:
+            sys.stdout.flush()
     except InputError as error:
         sys.exit(_complain(str(error)))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except output.LostOutput as lost:
+        if lost.error.errno == errno.EPIPE:
+            sys.exit(128 + signal.SIGPIPE)
+        sys.exit(_complain(f"standard output cannot be written ({lost}); send it elsewhere"))
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            sys.exit(_complain(f"no disk space is left ({error}); free some and run this again"))
-        if error.errno == errno.EROFS:
-            sys.exit(_complain(f"the disk can only be read ({error}); mend that and run this again"))
-        raise
+        sentence = _explain(error)
+        if sentence is None:
+            raise
+        sys.exit(_complain(sentence))
+
+
+def _explain(error: OSError) -> str | None:
+    """What a person can do about an error of the system that no code has met; None if nobody knows."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = "" if error.filename else files.describe_full(_places())
+        return f"no disk space is left ({files.explain(error)}){where}; free some and run this again"
+    if error.errno == errno.EROFS:
+        return f"the disk can only be read ({files.explain(error)}); mend that and run this again"
+    if error.filename and (reason := files.unavailable(error)):
+        return f"a file cannot be used now ({reason}); what is on disk stays, so mend that and run this again"
+    return None
+
+
+def _places() -> list[str]:
+    """Directories that a program writes to."""
+    given = [flags.FLAGS[name].value for name in ("workdir",) if name in flags.FLAGS]
+    temporary = os.environ.get("TMPDIR", "/tmp")  # Python's own answer leaves out what is full
+    return [*filter(None, given), ".", temporary, os.path.expanduser("~"), "/dev/shm"]
 
 
 def _complain(sentence: str) -> int:
@@ -498,8 +527,9 @@ def claim_workdir(
     path = workdir / CONFIG_FILE
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            for name in _left_by_run(workdir):
+        left = _left_by_run(workdir)
+        if not files.exists(path):
+            for name in left:
                 raise InputError(
                     f"{workdir} holds {name} but no {CONFIG_FILE}, so nobody knows "
                     "which config it belongs to; choose another --workdir"
@@ -509,9 +539,9 @@ def claim_workdir(
         with tempfile.TemporaryFile(dir=workdir):
             pass  # a run that resumes must be able to write as well
     except OSError as error:
-        raise InputError(f"work directory {workdir} cannot be used: {error.strerror}") from None
+        raise InputError(f"work directory {workdir} cannot be used: {files.explain(error)}") from None
     changed = _changes(read(path), config)
-    if changed and not _left_by_run(workdir):
+    if changed and not left:
         save(path, config)
         return workdir
     refused = {key: values for key, values in changed.items() if key not in may_change}
@@ -560,8 +590,11 @@ def _is_raised(values: tuple[Any, Any] | None) -> bool:
 
 def _left_by_run(workdir: Path) -> list[str]:
     """What there is in a work directory that a run has worked for."""
-    files_of_run = [name for name in ("metrics.jsonl", RESULTS_FILE) if (workdir / name).exists()]
-    return files_of_run + [path.name for path in (workdir / "checkpoints").glob("*")]
+    files_of_run = [name for name in ("metrics.jsonl", RESULTS_FILE) if files.exists(workdir / name)]
+    try:
+        return files_of_run + os.listdir(workdir / "checkpoints")
+    except FileNotFoundError:
+        return files_of_run
 
 
 def save(path: str | Path, config: ConfigDict) -> None:
@@ -576,7 +609,7 @@ def read(path: str | Path) -> ConfigDict:
       InputError: the file cannot be read, or holds no config.
     """
     try:
-        return ConfigDict(json.loads(files.decode_text(Path(path).read_bytes(), path)))
+        return ConfigDict(json.loads(files.decode_text(files.try_twice(Path(path).read_bytes), path)))
     except InputError:
         raise
     except (OSError, ValueError, TypeError) as error:

@@ -244,15 +244,17 @@ class StopTogether(StopSignal):
             while not stop.at(step):
                 ...
 
-    Of several processes SIGTERM is jax's, which lets them agree; SIGINT (Ctrl-C) is passed on as SIGTERM,
-    and acts as usual the second time.
+    Of several processes SIGTERM is jax's, which lets them agree; SIGINT (Ctrl-C) and SIGHUP are passed on as
+    SIGTERM, and act as usual the second time.
     """
 
     def __enter__(self) -> Self:
         if jax.process_count() == 1:
             return super().__enter__()
         with contextlib.suppress(ValueError):  # not in the main thread
-            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._pass_on)
+            for number in (signal.SIGINT, signal.SIGHUP):
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._pass_on)
         return self
 
     def _pass_on(self, number, frame):

@@ -7,16 +7,17 @@ from typing import NoReturn, Self
 
 
 class StopSignal:
-    """Turns the first SIGTERM or SIGINT (Ctrl-C) into a flag; the second acts as usual.
+    """Turns the first SIGTERM, SIGINT (Ctrl-C) or SIGHUP into a flag; the second acts as usual.
 
         with StopSignal() as stop:
             while not stop.received:
                 ...
 
-    Only the main thread of a process can be told; elsewhere (a notebook's worker) nothing changes.
+    SIGHUP comes when the terminal is closed; where it is ignored, as under nohup, it stays so. Only the main
+    thread of a process can be told; elsewhere (a notebook's worker) nothing changes.
 
     Attributes:
-      received: the signal that came (`signal.SIGTERM`, `signal.SIGINT`), or None.
+      received: the signal that came (`signal.SIGTERM`, `signal.SIGINT`, `signal.SIGHUP`), or None.
     """
 
     def __init__(self):
@@ -24,7 +25,9 @@ class StopSignal:
         self._before = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             try:
                 self._before[number] = signal.signal(number, self._receive)
             except ValueError:  # not in the main thread

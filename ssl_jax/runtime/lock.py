@@ -16,14 +16,13 @@ from typing import Any
 
 import jax
 
-from ssl_jax.runtime import distributed
+from ssl_jax.runtime import distributed, files
 from ssl_jax.runtime.errors import InputError
 
 LOCK_FILE = ".lock"
 BEAT_SECONDS = 5.0  # how often an owner shows that it is alive
 # How long an owner is watched that may be at work where the system's locks do not reach.
 WATCH_SECONDS = 30.0
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextlib.contextmanager
@@ -83,7 +82,7 @@ class _Lock:
             self._take(reaches)
             self._beat(0)
         except OSError as error:
-            raise InputError(f"work directory {workdir} cannot be used: {error.strerror}") from None
+            raise InputError(f"work directory {workdir} cannot be used: {files.explain(error)}") from None
         self._released = threading.Event()
         self._beats = threading.Thread(target=self._go_on_beating, name="workdir lock", daemon=True)
         self._beats.start()
@@ -96,7 +95,7 @@ class _Lock:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 owner = _read(file)
-                if error.errno in _NO_LOCKS:
+                if error.errno in files.NO_LOCKS:
                     return file, False
                 os.close(file)
                 if error.errno in (errno.EACCES, errno.EAGAIN):
@@ -140,7 +139,7 @@ class _Lock:
         text = json.dumps(self._owner | {"beats": f"{count:012d}"}) + "\n"
         os.pwrite(self._file, text.encode(), 0)
         os.ftruncate(self._file, len(text.encode()))
-        os.fsync(self._file)  # or a network file system keeps it to itself
+        files.sync(self._file)  # or a network file system keeps it to itself
 
     def _go_on_beating(self) -> None:
         count = 0

@@ -3,16 +3,18 @@
 import collections
 import contextlib
 import importlib.metadata
+import io
 import json
 import math
 import os
 import platform
 import shlex
+import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 import jax
 import ml_collections
@@ -41,8 +43,8 @@ def _absent(module: str) -> Iterator[None]:
 # a run takes to start.
 with _absent("torch"):
     from tensorboardX import summary
-    from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.record_writer import RecordWriter
 
 METRICS_FILE = "metrics.jsonl"
 SELECTION_FILE = "selection.jsonl"
@@ -64,15 +66,18 @@ class Metrics:
     """
 
     def __init__(self, workdir: str | Path, *, resume_step: int | None):
-        self._files: dict[str, TextIO] = {}
+        self._files: dict[str, io.FileIO] = {}
         self._tensorboard = None
         if jax.process_index() != 0:
             return
         workdir = Path(workdir)
         last_step = -1 if resume_step is None else resume_step
         for name in (METRICS_FILE, SELECTION_FILE):
-            _drop_lines_after(workdir / name, last_step)
-            self._files[name] = open(workdir / name, "a")  # noqa: SIM115
+            try:
+                _drop_lines_after(workdir / name, last_step)
+                self._files[name] = open(workdir / name, "ab", buffering=0)  # noqa: SIM115
+            except OSError as error:
+                raise InputError(f"{workdir / name} cannot be written: {error}") from None
         self._tensorboard = _TensorBoard(workdir / "tensorboard", last_step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -107,8 +112,7 @@ class Metrics:
         if name not in self._files:
             return
         try:
-            self._files[name].write(_to_json(row) + "\n")
-            self._files[name].flush()
+            files.write_through(self._files[name], f"{_to_json(row)}\n".encode())
         except OSError as error:
             raise InputError(f"{self._files[name].name} cannot be written: {error}") from None
 
@@ -119,43 +123,53 @@ class Metrics:
                 file.close()
 
 
+class _Records(RecordWriter):
+    """Records of an event file, in memory."""
+
+    def __init__(self):
+        self._writer = io.BytesIO()
+
+    def getvalue(self) -> bytes:
+        return self._writer.getvalue()
+
+
 class _TensorBoard:
     """Scalars in an event file, written by the thread that has them.
 
     tensorboardX's own `SummaryWriter` has a thread for it, which a full disk ends with a traceback; the run
-    would then wait forever to hand it more.
+    would then wait forever to hand it more. Its writer of files asks for an fsync, which some file systems
+    refuse, and its buffer, where a full disk has refused it, complains once more when it is removed.
 
     Args:
       directory: for event files; made if it is not there.
       first_step: values of this step and later ones in older files are dropped.
     """
 
-    FLUSH_SECONDS = 10
-
     def __init__(self, directory: Path, first_step: int):
-        # The name of an event file has a resolution of one second, and two starts within it would
-        # share, and overwrite, one file.
         self._path = directory / "events"
+        # Two starts within a second have files of different names.
+        now = time.time_ns()
+        name = f"{self._path}.out.tfevents.{now // 10**9}.{socket.gethostname()}.{now}"
         with self._refusals():
             directory.mkdir(exist_ok=True)
-            self._writer = EventsWriter(str(self._path), f".{time.time_ns()}")
-            self._writer.write_event(Event(step=first_step, file_version="brain.Event:2"))
-            start = SessionLog(status=SessionLog.START)
-            self._writer.write_event(Event(step=first_step, session_log=start))
-        self._flushed = 0.0  # the first values can be seen at once
+            self._file = open(name, "xb", buffering=0)  # noqa: SIM115
+        version = Event(step=first_step, file_version="brain.Event:2")
+        self._append(version, Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         now = time.time()
+        scalars = (summary.scalar(name, value) for name, value in values.items())
+        self._append(*(Event(wall_time=now, step=step, summary=scalar) for scalar in scalars))
+
+    def _append(self, *events: Event) -> None:
+        records = _Records()
+        for event in events:
+            records.write(event.SerializeToString())
         with self._refusals():
-            for name, value in values.items():
-                scalar = summary.scalar(name, value)
-                self._writer.write_event(Event(wall_time=now, step=step, summary=scalar))
-            if now - self._flushed > self.FLUSH_SECONDS:
-                self._writer.flush()
-                self._flushed = now
+            files.write_through(self._file, records.getvalue())
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
 
     @contextlib.contextmanager
     def _refusals(self):
@@ -172,12 +186,16 @@ def read(path: str | Path) -> list[dict[str, Any]]:
     that does not exist has no lines.
 
     Raises:
-      InputError: another line is no JSON object.
+      InputError: another line is no JSON object, or the file cannot be read now.
     """
     path = Path(path)
-    if not path.exists():
+    try:
+        text = files.try_twice(lambda: path.read_text(errors="replace"))
+    except FileNotFoundError:
         return []
-    *lines, _unfinished = path.read_text(errors="replace").split("\n")
+    except OSError as error:
+        raise files.out_of_reach(path, files.explain(error)) from None
+    *lines, _unfinished = text.split("\n")
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
