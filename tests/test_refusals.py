@@ -535,3 +535,22 @@ def test_file_that_cannot_be_read_now_is_neither_missing_nor_broken(tmp_path):
             r"get it again|unpack it|not prepared|damaged|does not (exist|hold)|another", sentence
         )
     assert (tmp_path / "run" / "config.json").read_text() == '{"seed": 1}'
+
+
+def test_video_that_ffmpeg_cannot_read_is_broken_where_the_system_can(some_videos):
+    code = """
+        import av, errno
+        class Container:
+            name = place + "/a.mp4"
+            def demux(self, stream):
+                raise av.error.OSError(errno.EIO, "as of a broken file")
+        attempt(lambda: [*videos.demux(Container(), None)])
+        source = sources.make(name="videos", path=place).contents
+        def fail(*arguments):
+            raise av.error.OSError(errno.EIO, "as of a broken file")
+        videos.read_frames = fail
+        size = dict(image_size=(8, 8), min_size=(1, 1))
+        attempt(lambda: pipeline.read_picture(0, None, source=source, **size).bad[1])
+    """
+    done = data_run(code, some_videos)
+    assert done.stdout == "[None]\nunreadable\n", done.stderr

@@ -17,6 +17,7 @@ bytes and leaves a stream that decodes cannot be known: most video formats have 
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import itertools
 import logging
@@ -50,6 +51,8 @@ HEADER = {"version": 2, "of": "videos"}
 TRIED = 4 * DELAY  # packets to decode of a video to see whether its times are in order
 # Notes that are no UTF-8 are no reason to refuse a video; PyAV 19 reads them by itself.
 METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+# Errors of the system that FFmpeg's readers have for broken files as well.
+OF_BOTH = (errno.EAGAIN, errno.EINTR, errno.EIO, errno.ENODEV, errno.ENOMEM, errno.EPIPE)
 PROBED = 1000  # videos after which the manifest is written
 PROBES = 8  # videos looked into at once
 
@@ -553,7 +556,9 @@ def demux(container: Any, stream: Any) -> Iterator[Any]:
     try:
         yield from (packet for packet in container.demux(stream) if packet.size)
     except av.FFmpegError as error:
-        if files.unavailable(error):
+        if files.unavailable(error, forbidden=False) and (
+            error.errno not in OF_BOTH or files.refusal(container.name, forbidden=False)
+        ):
             raise
     yield None
 
@@ -625,9 +630,17 @@ def read_settled(path: str, video: Video, steps: Sequence[int]) -> dict[int, byt
     Raises:
         InputError: the file cannot be read now, which FFmpeg may take for its end.
     """
-    images = files.try_twice(lambda: read_frames(path, video, steps))
+    complaint = None
+    try:
+        images = files.try_twice(lambda: read_frames(path, video, steps))
+    except av.FFmpegError as error:
+        images, complaint = {}, error
     if not {*steps} <= images.keys() and (reason := files.refusal(path, forbidden=False)):
         raise files.out_of_reach(path, reason)
+    if complaint is not None and files.unavailable(complaint, forbidden=False):
+        raise FrameError(str(complaint))  # The file can be read, so it is broken.
+    if complaint is not None:
+        raise complaint
     return images
 
 

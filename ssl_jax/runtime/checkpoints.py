@@ -131,21 +131,21 @@ class Checkpoints:
     def restore(self, template: Tree) -> tuple[int, Tree, dict[str, Any]] | None:
         """Reads the newest checkpoint that is whole.
 
-          A broken one (cut short, or with a bit turned over) is reported and set aside under
-          another name, and the one before it is taken. One that the system cannot read now, even at a second
-          try, is not broken: it stays where it is, and no other takes its place.
+        A broken one (cut short, or with a bit turned over) is reported and set aside under
+        another name, and the one before it is taken. One that the system cannot read now, even at a second
+        try, is not broken: it stays where it is, and no other takes its place.
 
-          Args:
-            template: a state with the structure, shapes, dtypes and shardings that are wanted; its
-              values do not matter.
+        Args:
+          template: a state with the structure, shapes, dtypes and shardings that are wanted; its
+            values do not matter.
 
-          Returns:
-            The step, the state and the state of the data pipeline; None if there is no checkpoint.
+        Returns:
+          The step, the state and the state of the data pipeline; None if there is no checkpoint.
 
-          Raises:
-        InputError: the checkpoint is of another structure than the template (the first leaf
-              that differs is named), cannot be read now, or there are checkpoints and all are broken; or
-              processes see different ones.
+        Raises:
+          InputError: the checkpoint is of another structure than the template (the first leaf
+            that differs is named), cannot be read now, or there are checkpoints and all are broken; or
+            processes see different ones.
         """
         self.wait()
         broken: dict[int, str] = {}

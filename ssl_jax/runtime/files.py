@@ -86,11 +86,14 @@ def out_of_reach(what: object, reason: str) -> InputError:
 
 
 def try_twice(read: Callable[[], Result]) -> Result:
-    """Calls a function that reads files; a second time, after a pause, where one could not be reached."""
+    """Calls a function that reads files; a second time, after a pause, where one could not be reached.
+
+    A right that is missing does not come by waiting.
+    """
     try:
         return read()
     except Exception as error:
-        if not unavailable(error):
+        if not unavailable(error, forbidden=False):
             raise
     time.sleep(PAUSE_SECONDS)
     return read()
