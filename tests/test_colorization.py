@@ -115,7 +115,7 @@ def test_targets_belong_to_the_window_that_is_seen():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"window": (300, 100)}, "colorization.puzzle.window=.* is larger than the pictures"),
+        ({"window": (300, 100)}, "^window=.* is larger than the pictures"),
         ({"window": (100, 100)}, "integer multiple"),
         ({"uniform": 0.0}, r"uniform must lie in \(0, 1\]"),
     ],

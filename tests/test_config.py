@@ -415,3 +415,40 @@ def test_presets_have_work_directories_of_their_own():
         "runs/jigsaw_rl-paper-policy=uniform"
     )
     assert config.default_workdir("c.py:data=a/../b").parent == Path("runs")
+
+
+# --- Builders know no keys; the section adds them
+
+
+def _builder(*, grid: tuple[int, int], share: float = 0.5, width: int = 8):
+    if width < 1:
+        raise InputError("images of 3 x 3 pixels are too small for it")
+    if share > 1:
+        raise InputError(f"share must lie in [0, 1], not {share}.")
+    if grid == (0, 0):
+        raise InputError("config.data.image_size=(3, 3) leaves no room for a grid.")
+    if min(grid) < 2:
+        raise InputError(f"grid={grid} must have two rows and columns.")
+    return grid, share, width
+
+
+@pytest.mark.parametrize(
+    ("section", "sentence"),
+    [
+        ({"grid": (1, 2)}, "config.spatial.puzzle.grid=(1, 2) must have two rows and columns."),
+        ({"grid": (2, 2), "share": 2.0}, "config.spatial.puzzle.share must lie in [0, 1], not 2.0."),
+        ({"grid": (2, 2), "width": 0}, "config.spatial.puzzle: images of 3 x 3 pixels are too small for it"),
+        ({"grid": (0, 0)}, "config.data.image_size=(3, 3) leaves no room for a grid."),
+        ({"gird": (2, 2)}, "unknown key 'config.spatial.puzzle.gird'"),
+    ],
+)
+def test_error_of_a_builder_gets_the_key_of_its_section(section, sentence):
+    with pytest.raises(InputError) as error:
+        config_lib.build(_builder, section, path="spatial.puzzle")
+    assert str(error.value).startswith(sentence)
+
+
+def test_arguments_from_elsewhere_are_no_keys():
+    assert config_lib.build(_builder, {"grid": [3, 2]}, path="p", share=1.0) == ((3, 2), 1.0, 8)
+    with pytest.raises(InputError, match=r"unknown key 'config\.p\.share'"):
+        config_lib.build(_builder, {"grid": (3, 2), "share": 0.1}, path="p", share=1.0)

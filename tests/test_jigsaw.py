@@ -122,7 +122,7 @@ def test_windows_lie_at_an_edge_a_quarter_of_the_time():
         ({"grid": (1, 1)}, "at least two tiles"),
         ({"grey": 1.5}, r"grey must lie in \[0, 1\]"),
         ({"color_jitter": -0.1}, r"color_jitter must lie in \[0, 1\]"),
-        ({"channel_shift": -1}, "channel_shift must be 0"),
+        ({"channel_shift": -1}, "channel_shift must be a number of pixels, or 0"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(changes, sentence):

@@ -154,7 +154,7 @@ def test_fewer_keys_than_the_smallest_top_names_both():
     features = {"exact": np.eye(3, dtype=np.float32)}
     whole = split(features, np.arange(3), np.arange(3))
     protocol = retrieval.Protocol(top=(5, 10))
-    with pytest.raises(InputError, match=r"config.retrieval.top=\(5, 10\) .* at least 5 .* there are 3 keys"):
+    with pytest.raises(InputError, match=r"^top=\(5, 10\) .* at least 5 .* there are 3 keys"):
         list(retrieval.evaluate(whole, whole, protocol, label="label"))
 
 

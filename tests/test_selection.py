@@ -155,7 +155,7 @@ def test_the_state_is_all_there_is(make_player, player):
     ],
 )
 def test_an_option_that_does_not_fit_is_named(name, options, wanted):
-    with pytest.raises(InputError, match=rf"^config\.selection\.{wanted}\.$"):
+    with pytest.raises(InputError, match=rf"^{wanted}\.$"):
         selection.PLAYERS[name](num_permutations=12, **OPTIONS[name] | options)
 
 

@@ -92,9 +92,9 @@ def _check_game(game: str) -> None:
     if game not in known and re.search(r"/|-v\d+$", game):
         close = closest(game, known)
         raise InputError(
-            f"config.protocol.game={game!r} is the id of an environment, whose frame skip and sticky actions "
+            f"game={game!r} is the id of an environment, whose frame skip and sticky actions "
             f"would not be used; give the name of the game{f', {close!r},' if close else ''} and set "
-            "config.protocol.frame_skip and config.protocol.sticky_actions."
+            "frame_skip and sticky_actions."
         )
     check_known("Atari game", game, known)
 

@@ -292,7 +292,7 @@ def _make_folder(
 ) -> "Folder":
     """Finds a folder of pictures or videos."""
     if not path:
-        raise InputError(f"The data set {name} needs a path: give config.data.path=FOLDER.")
+        raise InputError(f"config.data.path is missing; the data set {name} needs the folder of its files.")
     if name == "videos":
         from ssl_jax.data import videos
 

@@ -58,9 +58,9 @@ class Protocol:
     def __post_init__(self):
         for name in ("steps", "batch_size", "validate_every", "patience"):
             if getattr(self, name) < 1:
-                raise InputError(f"config.finetune.{name} must be at least 1.")
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if not 0 < self.layer_decay <= 1:
-            raise InputError(f"config.finetune.layer_decay must lie in (0, 1], not {self.layer_decay}.")
+            raise InputError(f"layer_decay must lie in (0, 1], not {self.layer_decay}.")
 
 
 @flax.struct.dataclass
@@ -104,7 +104,7 @@ def learning_rates(encoder: nn.Module, image_size: tuple[int, int], protocol: Pr
     """
     first = 0
     if protocol.from_layer is not None:
-        check_known("config.finetune.from_layer", protocol.from_layer, encoder.layers)
+        check_known("from_layer", protocol.from_layer, encoder.layers)
         first = encoder.layers.index(protocol.from_layer)
     rate = lambda depth: protocol.layer_decay ** (len(encoder.layers) - depth) if depth >= first else 0.0
     of_encoder = jax.tree.map(rate, depths(encoder, image_size))

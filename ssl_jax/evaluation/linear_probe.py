@@ -195,10 +195,10 @@ class Protocol:
 
     def __post_init__(self):
         if not self.weight_decays or min(self.weight_decays) < 0:
-            raise InputError(f"config.linear_probe.weight_decays={self.weight_decays} must name decays >= 0.")
+            raise InputError(f"weight_decays={self.weight_decays} must name numbers, each at least 0.")
         for name in ("iterations", "epochs", "batch_size"):
             if getattr(self, name) < 1:
-                raise InputError(f"config.linear_probe.{name} must be at least 1.")
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,12 +45,10 @@ class Protocol:
 
     def __post_init__(self):
         if not self.top or min(self.top) < 1:
-            raise InputError(f"config.retrieval.top={self.top} must name numbers of neighbours, from 1 on.")
+            raise InputError(f"top={self.top} must name numbers of neighbours, from 1 on.")
         for name, least in (("clip_frames", 1), ("state_bins", 2)):
             if getattr(self, name) < least:
-                raise InputError(
-                    f"config.retrieval.{name} must be at least {least}, not {getattr(self, name)}."
-                )
+                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}.")
 
 
 def nearest(
@@ -234,7 +232,7 @@ def check_top(protocol: Protocol, number: int) -> None:
     """Raises InputError where the smallest k is larger than the number of keys."""
     if number < min(protocol.top):
         raise InputError(
-            f"config.retrieval.top={protocol.top} asks for at least {min(protocol.top)} neighbours, but "
+            f"top={protocol.top} asks for at least {min(protocol.top)} neighbours, but "
             f"there are {number} keys; name a smaller number, such as 1, or make the keys more."
         )
 

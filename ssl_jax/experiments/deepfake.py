@@ -32,7 +32,7 @@ from ssl_jax.data import dfdc, manipulated_clips, pipeline, sources
 from ssl_jax.evaluation import linear_probe, scores, smoothgrad
 from ssl_jax.evaluation.features import collect
 from ssl_jax.experiments import MAY_CHANGE, tasks, training
-from ssl_jax.networks import ENCODERS, weights
+from ssl_jax.networks import weights
 from ssl_jax.networks.alexnet import AlexNet
 from ssl_jax.networks.resnet import ResNet
 from ssl_jax.pretext import augment
@@ -128,7 +128,7 @@ class View:
     normalise: Literal["picture", "imagenet", "caffe"] = "picture"
 
     def __post_init__(self):
-        augment.check_shares("config.view", color_jitter=self.color_jitter)
+        augment.check_shares(color_jitter=self.color_jitter)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -334,11 +334,11 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         return locals()
 
     values = make(**config_lib.unpack(config, make, path=""))
+    config_lib.check_seed(values["seed"])
     builders = {"data": Data, "view": View, "init": Init, "train": Train, "probe": linear_probe.Protocol,
                 "smoothgrad": SmoothGrad, "mesh": mesh_lib.Layout}  # fmt: skip
     sections = {
-        name: builder(**config_lib.unpack(values[name] or {}, builder, path=name))
-        for name, builder in builders.items()
+        name: config_lib.build(builder, values[name] or {}, path=name) for name, builder in builders.items()
     }
     train, view = sections["train"], sections["view"]
     if not 1 <= view.size <= sections["data"].size:
@@ -346,8 +346,6 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
             f"config.view.size={view.size} must be from 1 to config.data.size={sections['data'].size}, of "
             "which it shows a part."
         )
-    ignored = ("dtype", "parent", "name")
-    encoder, options = tasks.choose(values["encoder"], ENCODERS, "encoder", ignore=ignored)
     schedule = training.make_schedule(train)
     setup = Setup(
         seed=values["seed"],
@@ -355,7 +353,7 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         **sections,
         encoder_name=values["encoder"]["name"],
         network=FrameClassifier(
-            encoder=encoder(dtype=jnp.dtype(values["precision"]), **options),
+            encoder=tasks.build_encoder(values["encoder"], dtype=jnp.dtype(values["precision"])),
             pool=train.pool,
             dropout=train.dropout,
             turns=train.rotation > 0,
@@ -623,17 +621,18 @@ def open_data(setup: Setup) -> dfdc.Dfdc:
             data_dir=data.data_dir,
         )
     elif path is None:
-        raise InputError("the data set dfdc needs a path: give --config.data.path=DIRECTORY of the videos.")
-    return dfdc.make(
-        path=path,
-        split=data.split,
-        frames=data.frames,
-        size=data.size,
-        crop=data.crop,
-        shares=data.shares,
-        seed=setup.seed,
-        cache_dir=data.cache_dir,
-    )
+        raise InputError("config.data.path is missing; the data set dfdc needs the directory of its videos.")
+    with config_lib.errors_of("data"):
+        return dfdc.make(
+            path=path,
+            split=data.split,
+            frames=data.frames,
+            size=data.size,
+            crop=data.crop,
+            shares=data.shares,
+            seed=setup.seed,
+            cache_dir=data.cache_dir,
+        )
 
 
 def stand_in_directory(data: Data) -> str:

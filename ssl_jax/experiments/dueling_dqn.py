@@ -319,9 +319,8 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         return locals()
 
     sections = make(**config_lib.unpack(config, make, path=""))
-
-    def section(name, builder, ignore=()):
-        return builder(**config_lib.unpack(sections[name], builder, path=name, ignore=ignore))
+    config_lib.check_seed(sections["seed"])
+    section = lambda name, builder, **options: config_lib.build(builder, sections[name], path=name, **options)
 
     protocol = section("protocol", Protocol, ignore=("frames_trained",))
     play = section("environments", Play)
@@ -334,28 +333,31 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
     task = None
     config_lib.check_known("auxiliary task", asked.name, ("none", *auxiliary.NAMES))
     if asked.name != "none":
-        task = auxiliary.make(
-            name=asked.name,
-            stack=protocol.stack,
-            frame_size=protocol.frame_size,
-            grid=asked.grid,
-            max_permutations=asked.max_permutations,
-            seed=sections["seed"],
-        )
+        with config_lib.errors_of("auxiliary"):
+            task = auxiliary.make(
+                name=asked.name,
+                stack=protocol.stack,
+                frame_size=protocol.frame_size,
+                grid=asked.grid,
+                max_permutations=asked.max_permutations,
+                seed=sections["seed"],
+            )
     network = dict(sections["network"])
     start_from = network.pop("start_from", None)
     start_from = config_lib.unpack({"start_from": start_from}, Start, path="network")["start_from"]
-    ignored = ("num_actions", "auxiliary_classes", "dtype", "parent", "name")
     setup = Setup(
         seed=sections["seed"],
         num_seeds=sections["num_seeds"],
         protocol=protocol,
         play=play,
-        network=QNetwork(
+        network=config_lib.build(
+            QNetwork,
+            network,
+            path="network",
+            ignore=("parent", "name"),  # of every Flax module
             num_actions=environments_lib.num_actions(protocol),
             auxiliary_classes=task.num_classes if task else 0,
             dtype=jnp.dtype(sections["precision"]),
-            **config_lib.unpack(network, QNetwork, path="network", ignore=ignored),
         ),
         start_from=start_from,
         replay=Replay(
@@ -403,7 +405,6 @@ def _check_lengths(setup: Setup) -> None:
 def _check(sections, protocol, play, memory, train, exploration, evaluation):
     """Raises InputError where sections do not fit each other."""
     for path, value, least in (
-        ("seed", sections["seed"], 0),
         ("num_seeds", sections["num_seeds"], 1),
         ("environments.num", play.num, 1),
         ("environments.threads", play.threads, 0),

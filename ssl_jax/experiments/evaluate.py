@@ -207,6 +207,7 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         return locals()
 
     values = make(**config_lib.unpack(config, make, path=""))
+    config_lib.check_seed(values["seed"])
     builders = {
         "data": Data,
         "linear_probe": LinearProbe,
@@ -215,8 +216,7 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         "state_probe": StateProbe,
     }
     sections = {
-        name: builder(**config_lib.unpack(values[name], builder, path=name))
-        for name, builder in builders.items()
+        name: config_lib.build(builder, values[name], path=name) for name, builder in builders.items()
     }
     if not any(sections[name].enabled for name in sections if name != "data"):
         raise InputError(NOTHING)
@@ -478,7 +478,8 @@ def open_surroundings(setup: Setup, encoders: Mapping[str, dict[str, Any]], work
         keys, limit = data.open(setup.retrieval.keys), getattr(setup.data, f"{setup.retrieval.keys}_examples")
         if setup.by_video:
             keys, limit = keys.videos, setup.data.max_videos
-        retrieval.check_top(setup.retrieval, min(len(keys), limit or len(keys)))
+        with config_lib.errors_of("retrieval"):
+            retrieval.check_top(setup.retrieval, min(len(keys), limit or len(keys)))
     return Surroundings(
         data=data,
         label=label,

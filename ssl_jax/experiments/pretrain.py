@@ -30,7 +30,6 @@ from ssl_jax.evaluation.features import FeatureFunction
 from ssl_jax.experiments import MAY_CHANGE, training
 from ssl_jax.experiments import tasks as tasks_lib
 from ssl_jax.experiments.tasks import Skill, SkillMeter, Task
-from ssl_jax.networks import ENCODERS
 from ssl_jax.networks.heads import PuzzleNetwork
 from ssl_jax.pretext import colorization, jigsaw, permutations
 from ssl_jax.report import console, figures, page
@@ -188,14 +187,12 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         return locals()
 
     sections = make(**config_lib.unpack(config, make, path=""))
-    section = lambda name, builder: builder(**config_lib.unpack(sections[name] or {}, builder, path=name))
+    config_lib.check_seed(sections["seed"])
+    section = lambda name, builder: config_lib.build(builder, sections[name] or {}, path=name)
     precision = precision_lib.parse(sections["precision"])
 
     data = section("data", Data)
-    encoder, options = tasks_lib.choose(
-        sections["encoder"], ENCODERS, "encoder", ignore=("dtype", "parent", "name")
-    )
-    encoder = encoder(dtype=precision.compute, **options)
+    encoder = tasks_lib.build_encoder(sections["encoder"], dtype=precision.compute)
     tasks = tasks_lib.make_all(sections, data.image_size, encoder)
     lengths = {task.name: task.puzzle.frames for task in tasks if task.pictures == "clip"}
     if len(set(lengths.values())) > 1:
@@ -505,15 +502,16 @@ def open_data(setup: Setup, opened: Sequence[str] = sources.SPLITS) -> sources.S
     """The data set with the splits that will be opened; built if it is the embedded one."""
     data = setup.data
     splits = {split: text for split, text in data.splits.items() if text}
-    return sources.make(
-        name=data.name,
-        data_dir=data.data_dir,
-        path=data.path,
-        annotations=data.annotations,
-        fold=data.fold,
-        splits=splits,
-        opened=opened,
-    )
+    with config_lib.errors_of("data"):
+        return sources.make(
+            name=data.name,
+            data_dir=data.data_dir,
+            path=data.path,
+            annotations=data.annotations,
+            fold=data.fold,
+            splits=splits,
+            opened=opened,
+        )
 
 
 def open_batches(setup: Setup, data: sources.Sources) -> dict[str, pipeline.TrainBatches]:

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ssl_jax.networks import ENCODERS
 from ssl_jax.networks.heads import (
     ColorHead,
     FrameOrderHead,
@@ -49,6 +50,7 @@ from ssl_jax.runtime import config as config_lib
 from ssl_jax.runtime.errors import InputError
 from ssl_jax.selection import PLAYERS, Evaluation, Player, policy_gradient
 
+OF_MODULES = ("parent", "name")  # arguments of every Flax module, which are no keys
 JOINT = "joint"  # the player of each of the tasks that share a policy, and the name of its state
 
 
@@ -252,9 +254,8 @@ def make(name: str, section: Mapping[str, Any], picture_size: tuple[int, int], e
         raise InputError(f"config.{name}.head.dropout must lie in [0, 1), not {dropout}.")
 
     def build(part, builder, **known):
-        ignored = (*known, "parent", "name")  # the last two of modules
-        options = config_lib.unpack(parts[part] or {}, builder, path=f"{name}.{part}", ignore=ignored)
-        return builder(**options, **known)
+        path = f"{name}.{part}"
+        return config_lib.build(builder, parts[part] or {}, path=path, ignore=OF_MODULES, **known)
 
     def skill(part):
         built = build(part, Skill, **({"classes_per_example": None} if kind.dense else {}))
@@ -262,7 +263,8 @@ def make(name: str, section: Mapping[str, Any], picture_size: tuple[int, int], e
         return built
 
     puzzle = build("puzzle", kind.options)
-    puzzle.check(picture_size)
+    with config_lib.errors_of(f"{name}.puzzle"):
+        puzzle.check(picture_size)
     orders = build("permutations", permutations.make, length=puzzle.num_parts) if kind.ordered else None
     num_classes = len(orders) if kind.ordered else puzzle.num_classes
     return Task(
@@ -313,15 +315,17 @@ def make_player(
                 "is a policy that tasks share; its options are those of config.selection."
             )
         return None
-    known = {"num_permutations": num_classes, "permutations": orders}
-    player, options = choose(section, PLAYERS, f"{name}.selection", ignore=tuple(known))
+    path = f"{name}.selection"
+    player, options = choose(section, PLAYERS, path)
     asked = inspect.signature(player).parameters
     if "permutations" in asked and orders is None:
         raise InputError(
             f"config.{name}.selection.name={section['name']} orders permutations by their distance, and "
             f"the classes of {name} are none."
         )
-    return player(**options, **{key: value for key, value in known.items() if key in asked})
+    known = {"num_permutations": num_classes, "permutations": orders}
+    known = {key: value for key, value in known.items() if key in asked}
+    return config_lib.build(player, options, path=path, **known)
 
 
 def share_policy(tasks: Sequence[Task], section: Mapping[str, Any] | None) -> tuple[Task, ...]:
@@ -353,9 +357,9 @@ def share_policy(tasks: Sequence[Task], section: Mapping[str, Any] | None) -> tu
             "config.selection is missing; it must have the options of the policy that "
             f"{' and '.join(sharing)} share, for their selection.name is {JOINT}."
         )
-    make_joint, given = policy_gradient.make_joint, {"num_permutations": tuple(sharing.values())}
-    options = config_lib.unpack(section, make_joint, path="selection", ignore=given)
-    players = dict(zip(sharing, make_joint(**options, **given), strict=True))
+    sizes = tuple(sharing.values())
+    made = config_lib.build(policy_gradient.make_joint, section, path="selection", num_permutations=sizes)
+    players = dict(zip(sharing, made, strict=True))
     return tuple(dataclasses.replace(task, player=players.get(task.name, task.player)) for task in tasks)
 
 
@@ -375,18 +379,26 @@ def check_skill(path: str, skill: Skill, num_classes: int) -> None:
         )
 
 
-def choose(
-    section: Mapping[str, Any], known: Mapping[str, Any], path: str, *, ignore: Sequence[str]
-) -> tuple[Any, dict[str, Any]]:
-    """The builder that a section names, and its arguments: the section's other keys.
+def choose(section: Mapping[str, Any], known: Mapping[str, Any], path: str) -> tuple[Any, dict[str, Any]]:
+    """The builder that a section names, and the section's other keys.
 
     Raises:
-      InputError: an unknown name or key, or a wrong type.
+      InputError: an unknown name.
     """
     options = dict(section)
     name = options.pop("name", None)
     config_lib.check_known(f"config.{path}.name", name, known)
-    return known[name], config_lib.unpack(options, known[name], path=path, ignore=ignore)
+    return known[name], options
+
+
+def build_encoder(section: Mapping[str, Any], dtype: Any) -> nn.Module:
+    """The encoder that the section `encoder` of a config describes, which computes in a dtype.
+
+    Raises:
+      InputError: an unknown encoder or key, a wrong type, or options that do not fit.
+    """
+    encoder, options = choose(section, ENCODERS, "encoder")
+    return config_lib.build(encoder, options, path="encoder", ignore=OF_MODULES, dtype=dtype)
 
 
 def skill_sums(

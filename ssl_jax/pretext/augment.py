@@ -13,15 +13,14 @@ from ssl_jax.runtime.errors import InputError
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
 
 
-def check_shares(path: str, **shares: float) -> None:
-    """Raises InputError unless every option, of the section `path`, lies in [0, 1]."""
+def check_shares(**shares: float) -> None:
+    """Raises InputError unless every option lies in [0, 1]."""
     for name, share in shares.items():
         if not 0 <= share <= 1:
-            raise InputError(f"{path}.{name} must lie in [0, 1], not {share}.")
+            raise InputError(f"{name} must lie in [0, 1], not {share}.")
 
 
 def check_window(
-    path: str,
     window: tuple[int, int] | None,
     size: tuple[int, int],
     image_size: tuple[int, int],
@@ -30,7 +29,6 @@ def check_window(
     """Raises InputError unless a part of the images, `window`, shrinks to `size` by an integer factor.
 
     Args:
-      path: of the section that holds both.
       window: height and width in pixels; None: those of the images.
       size: height and width of what the network sees.
       image_size: height and width of the images.
@@ -38,16 +36,16 @@ def check_window(
     """
     shown = window or image_size
     if min(image_size[0] - shown[0], image_size[1] - shown[1]) < 2 * jitter:
-        around = f", with {path}.jitter={jitter} on every side," if jitter else ""
+        around = f", with jitter={jitter} on every side," if jitter else ""
         raise InputError(
-            f"{path}.window={window}{around} is larger than the pictures, "
-            f"config.data.image_size={image_size}; make one of the two smaller."
+            f"window={window}{around} is larger than the pictures, config.data.image_size={image_size}; make "
+            "the window smaller or the pictures larger."
         )
     factor = shown[0] // size[0]
     if factor < 1 or (factor * size[0], factor * size[1]) != tuple(shown):
         raise InputError(
-            f"{path}.window={window}, {shown[0]} x {shown[1]} pixels, must be {path}.size={size} or an "
-            "integer multiple of it, the same in height and width."
+            f"window={window}, {shown[0]} x {shown[1]} pixels, must be size={size} or an integer multiple of "
+            "it, the same in height and width."
         )
 
 

@@ -74,7 +74,7 @@ class Colorization:
 
     def __post_init__(self):
         if not 0 < self.uniform <= 1:
-            raise InputError(f"config.colorization.puzzle.uniform must lie in (0, 1], not {self.uniform}.")
+            raise InputError(f"uniform must lie in (0, 1], not {self.uniform}.")
 
     @property
     def part_size(self) -> tuple[int, int]:
@@ -83,7 +83,7 @@ class Colorization:
 
     def check(self, image_size: tuple[int, int]) -> None:
         """Raises InputError unless the window fits the images, and the size the window."""
-        augment.check_window("config.colorization.puzzle", self.window, self.size, image_size)
+        augment.check_window(self.window, self.size, image_size)
 
 
 def puzzle(

@@ -60,15 +60,14 @@ class Context:
     num_parts: ClassVar[int] = 2
 
     def __post_init__(self):
-        path = "config.context.puzzle"
-        augment.check_shares(path, color_jitter=self.color_jitter, grey=self.grey, color_drop=self.color_drop)
+        augment.check_shares(color_jitter=self.color_jitter, grey=self.grey, color_drop=self.color_drop)
         for name in ("gap", "jitter", "channel_shift"):
             if getattr(self, name) < 0:
-                raise InputError(f"{path}.{name} must be a number of pixels or 0, not {getattr(self, name)}.")
+                raise InputError(f"{name} must be a number of pixels or 0, not {getattr(self, name)}.")
         if 2 * self.jitter > self.gap:
             raise InputError(
-                f"{path}.jitter={self.jitter} must be at most half of {path}.gap={self.gap}, or patches that "
-                "overlap tell the answer."
+                f"jitter={self.jitter} must be at most half of gap={self.gap}, or patches that overlap tell "
+                "the answer."
             )
 
     @property
@@ -86,7 +85,7 @@ class Context:
         """Raises InputError unless a patch and its eight neighbours fit the images."""
         if self.extent[0] > image_size[0] or self.extent[1] > image_size[1]:
             raise InputError(
-                f"config.context.puzzle.patch={self.patch} is too large: with its neighbours, gap and jitter "
+                f"patch={self.patch} is too large: with its neighbours, gap and jitter "
                 f"it takes {self.extent} pixels of the images, config.data.image_size={image_size}."
             )
 

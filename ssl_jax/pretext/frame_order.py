@@ -59,15 +59,14 @@ class FrameOrder:
 
     def __post_init__(self):
         augment.check_shares(
-            "the clips' puzzle",
             color_jitter=self.color_jitter,
             grey=self.grey,
             channel_drop=self.channel_drop,
         )
         if self.jitter < 0:
-            raise InputError("puzzle.jitter of clips must be 0 (off) or a number of pixels.")
+            raise InputError(f"jitter must be a number of pixels, or 0 (off), not {self.jitter}.")
         if self.frames < 2:
-            raise InputError(f"puzzle.frames={self.frames} leaves nothing to order; at least 2 are needed.")
+            raise InputError(f"frames={self.frames} leaves nothing to order; at least 2 are needed.")
 
     @property
     def num_parts(self) -> int:
@@ -82,7 +81,7 @@ class FrameOrder:
     def check(self, image_size: tuple[int, int]) -> None:
         """Raises InputError unless window and jitter fit the pictures, and the size the window."""
         window = self.window or image_size
-        augment.check_window("the clips' puzzle", window, self.size, image_size, self.jitter)
+        augment.check_window(window, self.size, image_size, self.jitter)
 
 
 def puzzle(key: jax.Array, clips: jax.Array, task: FrameOrder, *, train: bool) -> jax.Array:

@@ -45,11 +45,13 @@ class Jigsaw:
     normalize: bool = True
 
     def __post_init__(self):
-        augment.check_shares("config.spatial.puzzle", color_jitter=self.color_jitter, grey=self.grey)
+        augment.check_shares(color_jitter=self.color_jitter, grey=self.grey)
         if self.channel_shift < 0:
-            raise InputError("config.spatial.puzzle.channel_shift must be 0 (off) or a number of pixels.")
+            raise InputError(
+                f"channel_shift must be a number of pixels, or 0 (off), not {self.channel_shift}."
+            )
         if min(self.grid) < 1 or self.num_parts < 2:
-            raise InputError(f"config.spatial.puzzle.grid={self.grid} must have at least two tiles.")
+            raise InputError(f"grid={self.grid} must have at least two tiles.")
 
     @property
     def num_parts(self) -> int:
@@ -66,14 +68,14 @@ class Jigsaw:
         window = self.window or image_size
         if window[0] > image_size[0] or window[1] > image_size[1]:
             raise InputError(
-                f"config.spatial.puzzle.window={window} is larger than the images, "
-                f"config.data.image_size={image_size}."
+                f"window={window} is larger than the images, config.data.image_size={image_size}; make the "
+                "window smaller or the images larger."
             )
         cell = (window[0] // self.grid[0], window[1] // self.grid[1])
         if self.tile[0] > cell[0] or self.tile[1] > cell[1]:
             raise InputError(
-                f"config.spatial.puzzle.tile={self.tile} is larger than a cell: a window of {window} in a "
-                f"{self.grid[0]}x{self.grid[1]} grid has cells of {cell}."
+                f"tile={self.tile} is larger than a cell: a window of {window} in a {self.grid[0]}x"
+                f"{self.grid[1]} grid has cells of {cell}."
             )
 
 

@@ -43,11 +43,9 @@ class Rotation:
     num_parts: ClassVar[int] = 1
 
     def __post_init__(self):
-        augment.check_shares("config.rotation.puzzle", color_jitter=self.color_jitter, grey=self.grey)
+        augment.check_shares(color_jitter=self.color_jitter, grey=self.grey)
         if self.size[0] != self.size[1]:
-            raise InputError(
-                f"config.rotation.puzzle.size={self.size} must be square, or its shape tells a quarter turn."
-            )
+            raise InputError(f"size={self.size} must be square, or its shape tells a quarter turn.")
 
     @property
     def part_size(self) -> tuple[int, int]:
@@ -56,7 +54,7 @@ class Rotation:
 
     def check(self, image_size: tuple[int, int]) -> None:
         """Raises InputError unless the window fits the images, and the size the window."""
-        augment.check_window("config.rotation.puzzle", self.window, self.size, image_size)
+        augment.check_window(self.window, self.size, image_size)
 
 
 def puzzle(key: jax.Array, images: jax.Array, index: jax.Array, task: Rotation, *, train: bool) -> jax.Array:

@@ -4,6 +4,7 @@ Nothing here imports jax, so that a mistyped flag is answered at once. Every err
 `InputError` of one sentence.
 """
 
+import contextlib
 import datetime
 import difflib
 import errno
@@ -19,13 +20,15 @@ import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from ssl_jax.runtime import files, memory, output, paths
 from ssl_jax.runtime.errors import InputError
+
+Built = TypeVar("Built")
 
 CONFIG_FILE = "config.json"
 RESULTS_FILE = "results.json"
@@ -128,6 +131,12 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     return by_plain[close[0]] if close else None
 
 
+def check_seed(seed: int) -> None:
+    """Raises InputError for a seed that not every generator of random numbers takes."""
+    if seed < 0:
+        raise InputError(f"config.seed must be at least 0, not {seed}")
+
+
 # --- Sections of a config against the builders that read them
 
 
@@ -170,6 +179,50 @@ def unpack(
         if parameter.default is parameter.empty and name not in section:
             raise InputError(f"{where}.{name} is missing; it must be {_spell(hints[name])}")
     return {key: _checked(section[key], hints[key], f"{where}.{key}") for key in section}
+
+
+def build(
+    builder: Callable[..., Built],
+    section: Mapping[str, Any],
+    *,
+    path: str,
+    ignore: Collection[str] = (),
+    **known: Any,
+) -> Built:
+    """Builds what a section of a config describes.
+
+    Args:
+      builder: see `unpack`. It says of a value that does not fit what would be right, and need not know where
+        in the config it is.
+      section: keys and values, from the config.
+      path: where the section is in the config.
+      ignore: arguments of the builder that keep their defaults, and are no keys of the config.
+      **known: arguments of the builder that come from elsewhere, and are no keys either.
+
+    Raises:
+      InputError: see `unpack`; or what the builder says, with the key, see `errors_of`.
+    """
+    options = unpack(section, builder, path=path, ignore=(*ignore, *known))
+    with errors_of(path):
+        return builder(**options, **known)
+
+
+@contextlib.contextmanager
+def errors_of(path: str) -> Iterator[None]:
+    """Adds to an InputError from inside which section of the config it is about.
+
+    A sentence that begins with a key ("grid=(1, 1) must have ...", "grid must have ...") gets the path before
+    it ("config.spatial.puzzle.grid=(1, 1) must have ..."), another one the section
+    ("config.data: there is no ..."); one that names a key of the config at its beginning stays as it is.
+    """
+    try:
+        yield
+    except InputError as error:
+        sentence, where = str(error), f"config.{path}"
+        if re.match(r"(--)?config\b", sentence):
+            raise
+        is_key = re.match(r"[a-z]\w*(=| must )", sentence)
+        raise InputError(f"{where}.{sentence}" if is_key else f"{where}: {sentence}") from None
 
 
 def _checked(value: Any, hint: Any, where: str) -> Any:

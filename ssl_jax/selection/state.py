@@ -261,4 +261,4 @@ def check_draws(draws: str) -> None:
 def check_option(fits: bool, name: str, value: Any, wanted: str) -> None:
     """Raises InputError where an option of a player does not fit."""
     if not fits:
-        raise InputError(f"config.selection.{name} must be {wanted}, not {value!r}.")
+        raise InputError(f"{name} must be {wanted}, not {value!r}.")
