@@ -552,11 +552,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     """
     if jax.process_count() > 1:
         raise InputError("this experiment runs in one process, on all of its devices; start it alone.")
-    finished = Path(workdir) / config_lib.RESULTS_FILE
     # That of another config is refused before anything is built; a new one is made after all is there.
     if (Path(workdir) / config_lib.CONFIG_FILE).exists():
         claim(workdir, config)
-    if finished.exists():
+    if (Path(workdir) / config_lib.RESULTS_FILE).exists():
         return console.show_finished(workdir)
     setup = setup_from_config(config)
     mesh_lib.setup_compilation_cache()

@@ -390,10 +390,9 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
       SystemExit: the run was told to stop (SIGTERM, Ctrl-C), and has saved what it had.
     """
     setup = setup_from_config(config)
+    length = training.length(setup.train)
     with distributed.first_process_first():
-        workdir = config_lib.claim_workdir(
-            workdir, config, may_change=MAY_CHANGE["pretrain"], length=training.length(setup.train)
-        )
+        workdir = config_lib.claim_workdir(workdir, config, may_change=MAY_CHANGE["pretrain"], length=length)
     evaluate_checkpoint = evaluation(config, workdir)
     mesh_lib.setup_compilation_cache()
     mesh = mesh_lib.make()
@@ -423,7 +422,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
         seconds = saved["seconds"]
         logging.info("Going on from step %d.", step)
     if jax.process_index() == 0:
-        config_lib.keep_changes(workdir, config, training.length(setup.train))
+        config_lib.keep_changes(workdir, config, length)
     around = training.Surroundings(
         mesh=mesh,
         workdir=workdir,
