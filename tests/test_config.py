@@ -421,6 +421,8 @@ def test_presets_have_work_directories_of_their_own():
 
 
 def _builder(*, grid: tuple[int, int], share: float = 0.5, width: int = 8):
+    if width < 0:
+        raise InputError("There is no such width.")
     if width < 1:
         raise InputError("images of 3 x 3 pixels are too small for it")
     if share > 1:
@@ -438,17 +440,18 @@ def _builder(*, grid: tuple[int, int], share: float = 0.5, width: int = 8):
         ({"grid": (1, 2)}, "config.spatial.puzzle.grid=(1, 2) must have two rows and columns."),
         ({"grid": (2, 2), "share": 2.0}, "config.spatial.puzzle.share must lie in [0, 1], not 2.0."),
         ({"grid": (2, 2), "width": 0}, "config.spatial.puzzle: images of 3 x 3 pixels are too small for it"),
+        ({"grid": (2, 2), "width": -1}, "config.spatial.puzzle: there is no such width."),
         ({"grid": (0, 0)}, "config.data.image_size=(3, 3) leaves no room for a grid."),
         ({"gird": (2, 2)}, "unknown key 'config.spatial.puzzle.gird'"),
     ],
 )
 def test_error_of_a_builder_gets_the_key_of_its_section(section, sentence):
     with pytest.raises(InputError) as error:
-        config_lib.build(_builder, section, path="spatial.puzzle")
+        config.build(_builder, section, path="spatial.puzzle")
     assert str(error.value).startswith(sentence)
 
 
 def test_arguments_from_elsewhere_are_no_keys():
-    assert config_lib.build(_builder, {"grid": [3, 2]}, path="p", share=1.0) == ((3, 2), 1.0, 8)
+    assert config.build(_builder, {"grid": [3, 2]}, path="p", share=1.0) == ((3, 2), 1.0, 8)
     with pytest.raises(InputError, match=r"unknown key 'config\.p\.share'"):
-        config_lib.build(_builder, {"grid": (3, 2), "share": 0.1}, path="p", share=1.0)
+        config.build(_builder, {"grid": (3, 2), "share": 0.1}, path="p", share=1.0)

@@ -357,7 +357,7 @@ def test_directories_that_cannot_be_are_named(videos, tmp_path, change, sentence
 
 
 def test_dfdc_needs_a_path(tmp_path):
-    with pytest.raises(InputError, match=r"give --config.data.path=DIRECTORY"):
+    with pytest.raises(InputError, match=r"config.data.path is missing"):
         deepfake.run(load({"data.name": "dfdc"}), tmp_path / "run")
 
 

@@ -657,7 +657,7 @@ def test_start_from_what_holds_no_trunk(tmp_path):
 
 def test_unknown_names():
     sentence = refused("smoke,game=Pnog")
-    assert sentence.startswith("unknown Atari game 'Pnog', did you mean 'Pong'? known: ")
+    assert sentence.startswith("config.protocol: unknown Atari game 'Pnog', did you mean 'Pong'? known: ")
     assert "Breakout" in sentence
     assert "the name of the game, 'Pong', and set config.protocol.frame_skip" in refused(
         "smoke,game=ALE/Pong-v5"

@@ -408,7 +408,7 @@ def test_files_that_are_too_large_or_gone_are_told_apart(tmp_path):
 
 
 def test_missing_folders_are_told_apart(tmp_path):
-    assert "needs a path: give config.data.path=FOLDER" in refusal("")
+    assert "config.data.path is missing; the data set folder needs" in refusal("")
     fill(tmp_path / "pictures", 1)
     assert "holds pictures" in refusal(tmp_path / "picture")
     assert "nor the folder" in refusal(tmp_path / "a" / "b")

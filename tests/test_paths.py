@@ -246,7 +246,9 @@ def test_user_without_a_home_is_told_where_to_put_data_sets(tmp_path):
     done = as_nobody(tmp_path, "-m", "ssl_jax.main", f"--config={ROOT}/configs/jigsaw_rl.py:smoke")
     assert done.returncode == 2
     error = done.stderr.splitlines()[-1]
-    assert error.startswith(f"error: The user that runs this (number {NO_NAME}) has no home directory")
+    assert error.startswith(
+        f"error: config.data: the user that runs this (number {NO_NAME}) has no home directory"
+    )
     assert "TFDS_DATA_DIR" in error
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "~").exists()
@@ -254,7 +256,8 @@ def test_user_without_a_home_is_told_where_to_put_data_sets(tmp_path):
 
 def test_user_without_a_name_renders_the_data_set_and_trains(tmp_path):
     config = f"--config={ROOT}/configs/jigsaw_rl.py:smoke,policy=uniform"
-    overrides = SMALL_PUZZLES | {"train.steps": 2, "train.validate_every": 2, "probe.enabled": False}
+    overrides = SMALL_PUZZLES | {
+        "train.steps": 2, "train.warmup_steps": 1, "train.validate_every": 2, "probe.enabled": False}  # fmt: skip
     done = as_nobody(
         tmp_path,
         *("-m", "ssl_jax.main", config, *(f"--config.{key}={value}" for key, value in overrides.items())),

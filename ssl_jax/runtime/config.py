@@ -221,8 +221,11 @@ def errors_of(path: str) -> Iterator[None]:
         sentence, where = str(error), f"config.{path}"
         if re.match(r"(--)?config\b", sentence):
             raise
-        is_key = re.match(r"[a-z]\w*(=| must )", sentence)
-        raise InputError(f"{where}.{sentence}" if is_key else f"{where}: {sentence}") from None
+        if re.match(r"[a-z]\w*(=| must )", sentence):
+            raise InputError(f"{where}.{sentence}") from None
+        if re.match(r"(No|None|Nothing|The|There) ", sentence):
+            sentence = sentence[0].lower() + sentence[1:]
+        raise InputError(f"{where}: {sentence}") from None
 
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
