@@ -257,7 +257,11 @@ def test_user_without_a_home_is_told_where_to_put_data_sets(tmp_path):
 def test_user_without_a_name_renders_the_data_set_and_trains(tmp_path):
     config = f"--config={ROOT}/configs/jigsaw_rl.py:smoke,policy=uniform"
     overrides = SMALL_PUZZLES | {
-        "train.steps": 2, "train.warmup_steps": 1, "train.validate_every": 2, "probe.enabled": False}  # fmt: skip
+        "train.steps": 2,
+        "train.warmup_steps": 1,
+        "train.validate_every": 2,
+        "probe.enabled": False,
+    }
     done = as_nobody(
         tmp_path,
         *("-m", "ssl_jax.main", config, *(f"--config.{key}={value}" for key, value in overrides.items())),
