@@ -25,7 +25,7 @@ def main_command(main_flags: Sequence[str]) -> list[str]:
     if "config" not in names:
         raise InputError("give the run after --, such as: -- --config=configs/jigsaw_rl.py")
     for name in set(names).intersection(PLACE_FLAGS):
-        raise InputError(f"--{name} is told to each process by the launcher; leave it out")
+        raise InputError(f"--{name} is set by the launcher for each process; remove it")
     for flag in main_flags:  # Read where the run is: its home directory may be another.
         name, _, value = flag.lstrip("-").partition("=")
         if name == "workdir":

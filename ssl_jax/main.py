@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     try:
         importlib.import_module("jax")
     except ValueError as error:  # of a variable such as JAX_NUM_CPU_DEVICES
-        raise InputError(f"JAX does not take a variable of the environment: {error}") from None
+        raise InputError(f"JAX refuses a variable of the environment: {error}") from None
     distributed, lock, mesh, watching = (
         importlib.import_module(f"ssl_jax.runtime.{name}")
         for name in ("distributed", "lock", "mesh", "watching")

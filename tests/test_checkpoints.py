@@ -373,7 +373,7 @@ def test_a_disk_that_became_read_only_is_a_sentence_and_can_still_be_read(tmp_pa
     assert done.stderr == ""
     sentence, values, refusal = done.stdout.splitlines()
     assert sentence.startswith(f"checkpoint 2 cannot be written in {tmp_path}/checkpoints (")
-    assert sentence.endswith("the checkpoints of steps [1] are intact, so mend that and run this again")
+    assert sentence.endswith("the checkpoints of steps [1] are intact, so correct that and run this again")
     assert values == "1.0 1.0"
     assert refusal == f"work directory {tmp_path} cannot be used: Read-only file system: '{tmp_path}/.lock'"
 

@@ -248,7 +248,7 @@ def test_bad_arg_reaches_the_user_as_it_is(config_file):
     ("content", "sentence"),
     [
         ("x = 1", "has no function get_config"),
-        ("def get_config(:", "is no Python, line 1"),
+        ("def get_config(:", "is not valid Python, line 1"),
         ("def get_config(arg=None): return {}", "must return a ConfigDict, not {}"),
         ("def get_config(arg): ...", "get_config in"),
     ],

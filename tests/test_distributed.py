@@ -38,8 +38,8 @@ def test_a_place_comes_by_flags_or_environment():
         ({}, OF_JOB | {"JAX_PROCESS_ID": ""}, "also needs --process_id .or JAX_PROCESS_ID."),
         ({"num_processes": 2}, OF_JOB, "--num_processes=2 contradicts JAX_NUM_PROCESSES=4"),
         ({"process_id": 0}, OF_JOB, "--process_id=0 contradicts JAX_PROCESS_ID=3"),
-        ({}, OF_JOB | {"JAX_PROCESS_ID": "4"}, "process_id=4 of num_processes=4 cannot be"),
-        ({}, OF_JOB | {"JAX_PROCESS_ID": "-1"}, "process_id=-1 of num_processes=4 cannot be"),
+        ({}, OF_JOB | {"JAX_PROCESS_ID": "4"}, "process_id=4 of num_processes=4 is out of range"),
+        ({}, OF_JOB | {"JAX_PROCESS_ID": "-1"}, "process_id=-1 of num_processes=4 is out of range"),
         (
             {},
             OF_JOB | {"JAX_NUM_PROCESSES": "two"},

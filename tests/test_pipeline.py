@@ -225,7 +225,7 @@ def test_nothing_but_bad_examples_stops_the_run(odd):
             min_size=(999, 999),
             max_bad_share=share,
         )
-        with pytest.raises(InputError, match="mend the data set"):
+        with pytest.raises(InputError, match="repair the data set"):
             take(batches, 200)
         batches.close()
 

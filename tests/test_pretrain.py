@@ -532,7 +532,7 @@ def test_an_unknown_split_names_the_closest():
         ),
         ({"probe.pool": (0, 1)}, "config.probe.pool=(0, 1) must have from 1 to"),
         ({"probe.train_frames": 0}, "config.probe.train_frames must be at least 1, not 0"),
-        ({"probe.weight_decays": (0.0,)}, "must name decays above 0"),
+        ({"probe.weight_decays": (0.0,)}, "must name numbers above 0"),
     ],
 )
 def test_values_that_cannot_be_are_named(overrides, sentence):

@@ -532,7 +532,7 @@ def test_file_that_cannot_be_read_now_is_neither_missing_nor_broken(tmp_path):
         assert "Stale file handle" in sentence
         assert re.search(r"cannot be (read now|read|used)\b", sentence)
         assert not re.search(
-            r"get it again|unpack it|not prepared|damaged|does not (exist|hold)|another", sentence
+            r"download it again|unpack it|not prepared|damaged|does not (exist|hold)|another", sentence
         )
     assert (tmp_path / "run" / "config.json").read_text() == '{"seed": 1}'
 

@@ -218,5 +218,5 @@ def test_ram_labels_that_can_be_nan_are_refused():
 
 @pytest.mark.parametrize("decays", [(), (0.0, 0.1)])
 def test_weight_decays_that_cannot_be_are_named(decays):
-    with pytest.raises(InputError, match="of the state probe must name decays above 0"):
+    with pytest.raises(InputError, match="of the state probe must name numbers above 0"):
         state_probe.Protocol(weight_decays=decays)

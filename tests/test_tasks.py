@@ -199,7 +199,7 @@ def test_tasks_that_share_a_policy_are_looked_at_together(preset, period):
         (
             "tasks=none,extra=rotation,policy=joint",
             {},
-            "config.selection is read by nobody: it has the options of a policy that tasks share, and no",
+            "config.selection is not used: it has the options of a policy that tasks share, and no",
         ),
         ("policy=joint", {"spatial.selection.name": "jont"}, "did you mean 'joint'"),
         ("policy=joint", {"selection.period": 0}, "config.selection.period must be at least 1, not 0"),
@@ -235,7 +235,7 @@ def test_a_player_that_needs_permutations_is_refused_where_there_are_none():
         (
             "temporal.selection.period",
             3,
-            "config.temporal.selection.period is read by nobody, for config.temporal.selection.name=joint is "
+            "config.temporal.selection.period is not used, because config.temporal.selection.name=joint is "
             "a policy that tasks share; its options are those of config.selection.",
         ),
         (

@@ -524,7 +524,7 @@ def test_files_that_would_be_unpickled_are_refused_with_the_way_to_convert_them(
         "bvlc_alexnet.npy": r"numpy.savez\('bvlc_alexnet.npz'",
         "net.caffemodel": r"convert it with Caffe: .*save_hdf5\('net.h5'\)",
         "weights.onnx": "weights are read from .safetensors, .npz, .h5 and .hdf5 files",
-        "disguised.safetensors": "cut short or no .safetensors file",
+        "disguised.safetensors": "is incomplete, or is not a .safetensors file",
         "disguised.npz": "cut short or no .npz file",
     }.items():
         (tmp_path / name).write_bytes(pickle.dumps(Trap()))
@@ -544,7 +544,9 @@ def test_files_that_are_cut_short_or_turned_over_are_one_sentence(tmp_path, suff
     content, rng = path.read_bytes(), np.random.default_rng(0)
     for share in (0, 0.01, 0.3, 0.9, 0.999):
         path.write_bytes(content[: int(share * len(content))])
-        with pytest.raises(InputError, match=f"is cut short or no {suffix} file .*; get it again$"):
+        with pytest.raises(
+            InputError, match=f"is incomplete, or is not a {suffix} file .*; download it again$"
+        ):
             weights.read(path)
     for _ in range(100):  # not all can be noticed, but none may be anything but a sentence
         spoilt = bytearray(content)

@@ -283,7 +283,7 @@ def make(
     listing = dataclasses.replace(listing, doubtful=listing.doubtful | _without_faces(listing.paths, rows))
     if not any(row["steps"] for row in rows):
         raise InputError(
-            f"None of the {len(rows)} videos of {path} can be read ({_causes(left_out)}); mend them."
+            f"None of the {len(rows)} videos of {path} can be read ({_causes(left_out)}); replace them."
         )
     contents = _contents(path, listing, rows, store)
     dfdc = Dfdc(path, split, contents, plan[contents.rows[:, 0], contents.rows[:, 1]], left_out)

@@ -130,7 +130,7 @@ class Skipped:
             raise InputError(
                 f"{self.bad} of the {self.read} examples read could not be used ({counts} different"
                 f" ones, the first: {first}), which is more than the share of {self.max_share:g}"
-                " that is allowed: mend the data set or raise max_bad_share."
+                " that is allowed; repair the data set, or raise config.data.max_bad_share."
             )
 
 
@@ -416,7 +416,8 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
             )
             raise InputError(
                 f"{self._source.name} gave {MAX_REDRAWS} examples in a row that cannot be used ({causes});"
-                " mend the data set or ask less of it."
+                " repair the data set, or relax what is asked of it (config.data.min_size,"
+                " config.data.min_motion)."
             )
         self._number += 1
         return batch
@@ -649,5 +650,5 @@ def load_arrays(source: Source, options: EvaluationOptions) -> dict[str, np.ndar
     ]
     arrays = {field: np.concatenate([batch[field] for batch in batches]) for field in batches[0]}
     if not len(arrays["index"]):
-        raise InputError(f"None of the examples of {source.name} can be used; mend the data set.")
+        raise InputError(f"None of the examples of {source.name} can be used; repair the data set.")
     return arrays

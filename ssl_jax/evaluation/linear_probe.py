@@ -48,7 +48,7 @@ def check_grid(path: str, grid: tuple[int, int], size: tuple[int, int]) -> None:
     if not (1 <= grid[0] <= size[0] and 1 <= grid[1] <= size[1]):
         raise InputError(
             f"{path}={tuple(grid)} must have from 1 to {size[0]} rows and from 1 to {size[1]} columns, as "
-            "the encoder's map has: the mean of a cell without pixels is none."
+            "the encoder's map has: a cell without pixels has no mean."
         )
 
 

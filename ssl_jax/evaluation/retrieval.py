@@ -233,7 +233,7 @@ def check_top(protocol: Protocol, number: int) -> None:
     if number < min(protocol.top):
         raise InputError(
             f"top={protocol.top} asks for at least {min(protocol.top)} neighbours, but "
-            f"there are {number} keys; name a smaller number, such as 1, or make the keys more."
+            f"there are {number} keys; name a smaller number, such as 1, or read more keys."
         )
 
 

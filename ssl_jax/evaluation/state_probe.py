@@ -35,7 +35,7 @@ class Protocol:
     def __post_init__(self):
         if not self.weight_decays or min(self.weight_decays) <= 0:
             raise InputError(
-                f"weight_decays={self.weight_decays} of the state probe must name decays above 0."
+                f"weight_decays={self.weight_decays} of the state probe must name numbers above 0."
             )
 
 

@@ -433,8 +433,8 @@ def _check(sections, protocol, play, memory, train, exploration, evaluation):
             raise InputError(f"config.{path} must {kind}, not {value}.")
     if protocol.evaluation_epsilon == 1:
         raise InputError(
-            "config.protocol.evaluation_epsilon=1.0 scores a random agent in the place of each; it must be "
-            "below 1, such as 0.01."
+            "config.protocol.evaluation_epsilon=1.0 would score a random agent, not the trained one; it "
+            "must be below 1, such as 0.01."
         )
     if memory.capacity < train.batch_size:
         raise InputError(

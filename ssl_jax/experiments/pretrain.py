@@ -235,7 +235,7 @@ def check_periods(setup: Setup) -> None:
             path = "selection" if name == tasks_lib.JOINT else f"{tasks[0].name}.selection"
             raise InputError(
                 f"config.{path}.period={period} is longer than config.train.steps={setup.train.steps}, so "
-                f"that {name} never sees what the network can do; give a shorter period or more steps."
+                f"that {name} is never updated; give a shorter period or more steps."
             )
 
 

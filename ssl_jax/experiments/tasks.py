@@ -311,7 +311,7 @@ def make_player(
     if section["name"] == JOINT:
         for key in sorted(section.keys() - {"name"}):
             raise InputError(
-                f"config.{name}.selection.{key} is read by nobody, for config.{name}.selection.name={JOINT} "
+                f"config.{name}.selection.{key} is not used, because config.{name}.selection.name={JOINT} "
                 "is a policy that tasks share; its options are those of config.selection."
             )
         return None
@@ -343,7 +343,7 @@ def share_policy(tasks: Sequence[Task], section: Mapping[str, Any] | None) -> tu
         return tuple(tasks)
     if not sharing:
         raise InputError(
-            "config.selection is read by nobody: it has the options of a policy that tasks share, and no "
+            "config.selection is not used: it has the options of a policy that tasks share, and no "
             f"task has selection.name={JOINT}."
         )
     if len(sharing) == 1:
@@ -375,7 +375,7 @@ def check_skill(path: str, skill: Skill, num_classes: int) -> None:
     if getattr(skill, name) * each < num_classes:
         raise InputError(
             f"{path}.classes_per_example={skill.classes_per_example} times its {name}="
-            f"{getattr(skill, name)} must be at least the {num_classes} classes, or some have no answer."
+            f"{getattr(skill, name)} must be at least the {num_classes} classes, or some are never measured."
         )
 
 

@@ -229,7 +229,7 @@ def check_finite(tensors: Mapping[str, Any], source: str) -> None:
     if bad:
         raise InputError(
             f"{source} holds NaN or infinity in {_listed(bad)}; give weights from before the training "
-            "diverged, or get them again"
+            "diverged, or download them again"
         )
 
 
@@ -463,7 +463,7 @@ def _corrupt(path, error):
     if reason := files.refusal(path) or files.unavailable(error):
         return files.out_of_reach(path, reason)
     said = " ".join(str(error).split()).partition(". ")[0][:100]
-    return InputError(f"{path} is cut short or no {path.suffix} file ({said}); get it again")
+    return InputError(f"{path} is incomplete, or is not a {path.suffix} file ({said}); download it again")
 
 
 def _read_safetensors(path: Path) -> Tensors:

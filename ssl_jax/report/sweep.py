@@ -239,7 +239,9 @@ def read(workdir: str | Path) -> Sweep:
     except OSError as error:
         raise files.out_of_reach(f"'{path}'", files.explain(error)) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"'{path}' is damaged ({error!r}); the command of the sweep mends it.") from error
+        raise InputError(
+            f"'{path}' is damaged ({error!r}); run the command of the sweep again to write it anew."
+        ) from error
     entries = [entry._replace(run=_read_finished(workdir / entry.name)) for entry in listed]
     return Sweep(
         title=workdir.resolve().name,

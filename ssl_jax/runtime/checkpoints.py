@@ -60,7 +60,7 @@ class Checkpoints:
         except OSError as error:
             raise InputError(
                 f"the checkpoints in {self._directory} cannot be used ({files.explain(error)}); nothing was "
-                "changed, so mend that and run this again"
+                "changed, so correct that and run this again"
             ) from None
         self._scores: dict[int, float] = {}
         self._unknown: set[int] = set()  # steps whose metrics are lost
@@ -164,7 +164,7 @@ class Checkpoints:
             reasons = "; ".join(f"{step}: {reason}" for step, reason in broken.items())
             raise InputError(
                 f"all checkpoints in {self._directory} are broken ({reasons}); remove them to "
-                "start from nothing"
+                "start again from step 0"
             )
         return None
 
@@ -249,7 +249,7 @@ class Checkpoints:
             reason = " ".join(str(error).partition(" [")[0].split())[-200:]  # what follows is for developers
             raise InputError(
                 f"checkpoint {self._saving} cannot be written in {self._directory} "
-                f"({reason}); {intact}, so mend that and run this again"
+                f"({reason}); {intact}, so correct that and run this again"
             ) from None
 
 

@@ -407,13 +407,15 @@ def _call_get_config(path_and_arg: str) -> ConfigDict:
 def _import_config(file: str) -> types.ModuleType:
     spec = importlib.util.spec_from_file_location("ssl_jax_config", file)
     if spec is None:
-        raise InputError(f"config file {file} is no Python file; its name must end in .py")
+        raise InputError(f"config file {file} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         files.decode_text(Path(file).read_bytes(), file)  # Raises for UTF-16.
-        raise InputError(f"config file {file} is no Python, line {error.lineno}: {error.msg}") from None
+        raise InputError(
+            f"config file {file} is not valid Python, line {error.lineno}: {error.msg}"
+        ) from None
     return module
 
 
@@ -502,7 +504,9 @@ def _explain(error: OSError) -> str | None:
     if error.errno == errno.EROFS:
         return f"the disk can only be read ({files.explain(error)}); mend that and run this again"
     if error.filename and (reason := files.unavailable(error)):
-        return f"a file cannot be used now ({reason}); what is on disk stays, so mend that and run this again"
+        return (
+            f"a file cannot be used now ({reason}); what is on disk stays, so correct that and run this again"
+        )
     return None
 
 
@@ -587,8 +591,8 @@ def claim_workdir(
         if not files.exists(path):
             for name in left:
                 raise InputError(
-                    f"{workdir} holds {name} but no {CONFIG_FILE}, so nobody knows "
-                    "which config it belongs to; choose another --workdir"
+                    f"{workdir} holds {name} but no {CONFIG_FILE}, so its config is "
+                    "not known; choose another --workdir"
                 )
             save(path, config)
             return workdir

@@ -78,7 +78,9 @@ def place(
         if value is not None and name != "coordinator":
             value = _integer(variable, value)
         if None not in (flag, value) and flag != value:
-            raise InputError(f"--{name}={flag} contradicts {variable}={value} of the environment; drop one")
+            raise InputError(
+                f"--{name}={flag} contradicts {variable}={value} of the environment; remove one of them"
+            )
         parts[name] = value if flag is None else flag
     missing = [name for name, value in parts.items() if value is None]
     if len(missing) == len(parts):
@@ -91,8 +93,8 @@ def place(
         raise InputError(f"the coordinator must be HOST:PORT, such as node1:8476, not {found.coordinator!r}")
     if found.num_processes < 1 or not 0 <= found.process_id < found.num_processes:
         raise InputError(
-            f"process_id={found.process_id} of num_processes={found.num_processes} cannot be; the processes "
-            "are numbered from 0"
+            f"process_id={found.process_id} of num_processes={found.num_processes} is out of range; the "
+            "processes are numbered from 0 to num_processes - 1"
         )
     return found
 
