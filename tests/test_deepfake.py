@@ -295,8 +295,8 @@ def test_names_of_weights():
         ),
         (
             "",
-            {"train.warmup_steps": 13},
-            "config.train.warmup_steps=13 must lie from 0 to config.train.steps=12",
+            {"train.warmup_steps": -1},
+            "config.train.warmup_steps must be at least 0, not -1",
         ),
         ("", {"smoothgrad.chunk": 0}, "config.smoothgrad.chunk must be at least 1, not 0"),
     ],

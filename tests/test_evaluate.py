@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import json
+import shutil
 from pathlib import Path
 
 import films
@@ -304,6 +305,50 @@ def test_what_is_taken_over_from_the_run(given, same, replaced):
         image_size=(60, 56),
     )
     assert evaluate.data_config(run, evaluate.Data(**given)) == (same, replaced)
+
+
+def test_data_of_the_run_are_known_by_another_spelling_of_their_place(tmp_path):
+    videos, lists = tmp_path / "videos", tmp_path / "lists"
+    videos.mkdir(), lists.mkdir()
+    (tmp_path / "link").symlink_to(videos)
+    run = pretrain.Data(name="videos", path=str(videos), annotations=str(lists), fold=2, image_size=(60, 56))
+    for given in ({"path": f"{videos}/"}, {"path": str(tmp_path / "link")}, {"annotations": f"{lists}/"}):
+        assert evaluate.data_config(run, evaluate.Data(**given)) == (True, {})
+    assert not evaluate.data_config(run, evaluate.Data(path=str(lists)))[0]
+    frames = pretrain.Data(name="atari_frames", image_size=(60, 56))
+    assert evaluate.data_config(frames, evaluate.Data(name="atari_frames/default")) == (True, {})
+    assert not evaluate.data_config(frames, evaluate.Data(name="atari_frames/tiny"))[0]
+
+
+def test_run_is_judged_on_pictures_of_another_size_than_its_window(run_dir):
+    setup = setup_of(run_dir, **{"data.image_size": (40, 44)})
+    assert setup.run.data.image_size == (40, 44)
+    assert setup.run.tasks[0].puzzle.window == (54, 54)
+    assert pretrain.map_shape(setup.run, "conv1")[:2] == (24, 24)  # 3 x 3 parts of 16, whose conv1 is 8 x 8
+
+
+def test_run_whose_training_would_be_refused_today_is_judged(run_dir, tmp_path):
+    config = json.loads((run_dir / "config.json").read_text())
+    config["spatial"]["selection"]["period"] = 1000
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert setup_of(tmp_path).run.train.steps < 1000
+    with pytest.raises(InputError, match=r"period=1000 is longer than config\.train\.steps"):
+        pretrain.setup_from_config(config_lib.read(tmp_path / "config.json"))
+
+
+def test_evaluation_inside_of_a_run_goes_where_the_run_goes(judged, run_dir, tmp_path, monkeypatch):
+    moved = tmp_path / "moved"
+    shutil.copytree(run_dir, moved)
+    config = config_lib.load(
+        f"{CONFIGS / 'jigsaw_rl.py'}:smoke,evaluation=all", {"evaluation.state_probe.enabled": "true"}
+    )
+    monkeypatch.delattr(evaluate, "evaluate")  # it is finished, and only shown
+    pretrain.evaluation(config, moved)()
+    assert json.loads((moved / "evaluation" / "config.json").read_text())["checkpoint"] == str(moved)
+    # Elsewhere, another checkpoint is another config.
+    shutil.copytree(moved / "evaluation", tmp_path / "alone")
+    with pytest.raises(InputError, match="belongs to another config: .*checkpoint"):
+        whole(run_dir, tmp_path / "alone")
 
 
 def test_an_example_without_a_class_is_named(run_dir):

@@ -506,8 +506,8 @@ def test_an_unknown_split_names_the_closest():
         ({"train.log_every": 0}, "config.train.log_every must be at least 1"),
         ({"spatial.permutations.num": 0}, "num"),
         (
-            {"train.warmup_steps": 25},
-            "config.train.warmup_steps=25 must lie from 0 to config.train.steps=24, or the learning rate",
+            {"train.warmup_steps": -1},
+            "config.train.warmup_steps must be at least 0, not -1.",
         ),
         ({"train.learning_rate": 0.0}, "config.train.learning_rate=0.0 must be above 0"),
         ({"train.weight_decay": -0.1}, "weight_decay=-0.1 at least 0"),

@@ -638,7 +638,7 @@ def read_settled(path: str, video: Video, steps: Sequence[int]) -> dict[int, byt
     if not {*steps} <= images.keys() and (reason := files.refusal(path, forbidden=False)):
         raise files.out_of_reach(path, reason)
     if complaint is not None and files.unavailable(complaint, forbidden=False):
-        raise FrameError(str(complaint))  # The file can be read, so it is broken.
+        raise FrameError("the decoder complains")  # The file can be read, so it is broken.
     if complaint is not None:
         raise complaint
     return images

@@ -7,6 +7,7 @@ is read once and counts once, on one device or several.
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from rich.text import Text
 from ssl_jax.data import pipeline, sources, whole_videos
 from ssl_jax.evaluation import finetune, linear_probe, retrieval, state_probe
 from ssl_jax.evaluation.features import Batches, FeatureFunction, Rows, collect
-from ssl_jax.experiments import pretrain
+from ssl_jax.experiments import MAY_CHANGE, pretrain
 from ssl_jax.networks import weights
 from ssl_jax.report import figures, page
 from ssl_jax.runtime import config as config_lib
@@ -280,13 +281,11 @@ def build_run(directory: Path, config: ml_collections.ConfigDict, data: Data) ->
       InputError: the config of the run cannot be used.
     """
     try:
-        trained_on = pretrain.setup_from_config(config).data
-        same, judged_on = data_config(trained_on, data)
-        replaced = config.to_dict()
-        replaced["data"] |= judged_on
-        return same, pretrain.setup_from_config(ml_collections.ConfigDict(replaced))
+        run = pretrain.setup_from_config(config, trains=False)
     except InputError as error:
         raise InputError(f"the config of the run in {directory} cannot be used: {error}") from None
+    same, judged_on = data_config(run.data, data)
+    return same, dataclasses.replace(run, data=dataclasses.replace(run.data, **judged_on))
 
 
 def data_config(trained_on: pretrain.Data, data: Data) -> tuple[bool, dict[str, Any]]:
@@ -306,9 +305,20 @@ def data_config(trained_on: pretrain.Data, data: Data) -> tuple[bool, dict[str, 
             f"and {data.name or trained_on.name} has none."
         )
     where = {name: getattr(data, name) for name in ("name", "path", "annotations")}
-    differs = {name for name, value in where.items() if value not in (None, getattr(trained_on, name))}
+    differs = {
+        name
+        for name, value in where.items()
+        if value is not None and not same_place(name, value, getattr(trained_on, name))
+    }
     if not differs:
         return True, options
+    if "name" not in differs:
+        logging.warning(
+            "config.data.%s is not that of the run, so this is taken for another data set: the annotations, "
+            "fold and splits of the run are not used; if it is the same, give config.data.annotations, fold "
+            "and splits.",
+            " and config.data.".join(sorted(differs)),
+        )
     if "name" in differs:
         kept = {"name": data.name, "path": data.path, "annotations": data.annotations}
     elif "path" in differs:
@@ -316,6 +326,14 @@ def data_config(trained_on: pretrain.Data, data: Data) -> tuple[bool, dict[str, 
     else:
         kept = {"annotations": data.annotations}
     return False, {"fold": 1, "splits": {}} | kept | options
+
+
+def same_place(name: str, given: str, of_run: str | None) -> bool:
+    """Whether two values of a key of section `data` mean the same data set, folder or directory."""
+    if of_run is None or name == "name":
+        plain = lambda name: (name or "").removesuffix("/default")  # tfds's name of a config, and ours
+        return plain(given) == plain(of_run)
+    return os.path.realpath(given) == os.path.realpath(of_run)
 
 
 def open_data(setup: Setup) -> sources.Sources:
@@ -333,7 +351,10 @@ def open_data(setup: Setup) -> sources.Sources:
     if not setup.same_data:
         return open_with(given)
     data = pretrain.open_data(setup.run)
-    if given or setup.data.fold not in (None, setup.run_config.data.get("fold", 1)):
+    if given.items() - data.splits.items() or setup.data.fold not in (
+        None,
+        setup.run_config.data.get("fold", 1),
+    ):
         logging.warning("%s was divided otherwise in training: the encoder may have seen test examples, "
                         "without labels", data.name)  # fmt: skip
     return open_with(dict(data.splits) | given) if given else data
@@ -712,7 +733,11 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     """
     setup = setup_from_config(config)
     step = choose_step(setup)
-    workdir = config_lib.claim_workdir(workdir, config)
+    # The evaluation inside of a run's work directory is that of the run, wherever this lies now.
+    inside = Path(workdir).resolve().parent == setup.checkpoint.resolve()
+    may_change = ("checkpoint",) if inside else MAY_CHANGE["evaluate"]
+    workdir = config_lib.claim_workdir(workdir, config, may_change=may_change)
+    config_lib.keep_changes(workdir, config)
     finished = workdir / config_lib.RESULTS_FILE
     if finished.exists():
         results = json.loads(finished.read_text())

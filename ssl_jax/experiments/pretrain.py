@@ -169,8 +169,12 @@ class Setup:
         return clips.Cut(frames=frames, stride=self.data.stride, min_motion=self.data.min_motion)
 
 
-def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
+def setup_from_config(config: ml_collections.ConfigDict, *, trains: bool = True) -> Setup:
     """Reads and checks every section of a config, before anything expensive.
+
+    Args:
+      config: of the run.
+      trains: whether the run is to be made; what one that has been made did is no fault of its encoder.
 
     Raises:
       InputError: a key that nobody reads, a wrong type, or values that do not fit together.
@@ -219,6 +223,8 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
         probe=section("probe", Probe),
         layout=section("mesh", mesh_lib.Layout),
     )
+    if not trains:
+        return setup
     check_periods(setup)
     if lengths:
         _ = setup.cut  # raises where there are no such clips
@@ -405,9 +411,10 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
     finished = workdir / config_lib.RESULTS_FILE
     if restored is not None and restored[0] == setup.train.steps and finished.exists():
         checkpoints.close()
+        if jax.process_index() == 0:
+            config_lib.keep_changes(workdir, config, length)  # the evaluation reads what it says
         results = console.show_finished(workdir)
-        if not (workdir / "evaluation" / config_lib.RESULTS_FILE).exists():
-            evaluate_checkpoint()
+        evaluate_checkpoint()
         return results
     batches = open_batches(setup, data)
     seconds = {}

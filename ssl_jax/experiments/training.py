@@ -68,11 +68,8 @@ class Train:
                 f"config.train.batch_size={self.batch_size} must be a multiple of "
                 f"config.train.accumulate={self.accumulate}."
             )
-        if not 0 <= self.warmup_steps <= self.steps:
-            raise InputError(
-                f"config.train.warmup_steps={self.warmup_steps} must lie from 0 to config.train.steps="
-                f"{self.steps}, or the learning rate never reaches config.train.learning_rate."
-            )
+        if self.warmup_steps < 0:
+            raise InputError(f"config.train.warmup_steps must be at least 0, not {self.warmup_steps}.")
         if self.learning_rate <= 0 or self.weight_decay < 0 or not 0 <= self.momentum < 1:
             raise InputError(
                 f"config.train.learning_rate={self.learning_rate} must be above 0, weight_decay="
@@ -236,18 +233,19 @@ def batch_options(
             f"config.train.batch_size={train.batch_size} must be a multiple of the "
             f"{jax.device_count()} devices."
         )
-    return pipeline.TrainOptions(
-        batch_size=train.batch_size // jax.process_count(),
-        image_size=image_size,
-        seed=seed,
-        min_size=min_size,
-        max_bad_share=data.max_bad_share,
-        workers=data.workers,
-        threads=data.threads,
-        prefetch=data.prefetch,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    with config_lib.errors_of("data"):
+        return pipeline.TrainOptions(
+            batch_size=train.batch_size // jax.process_count(),
+            image_size=image_size,
+            seed=seed,
+            min_size=min_size,
+            max_bad_share=data.max_bad_share,
+            workers=data.workers,
+            threads=data.threads,
+            prefetch=data.prefetch,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
 
 
 def rates(train: Train, watch: metrics_lib.Stopwatch) -> dict[str, float]:
