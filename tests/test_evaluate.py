@@ -347,7 +347,7 @@ def test_evaluation_inside_of_a_run_goes_where_the_run_goes(judged, run_dir, tmp
     assert json.loads((moved / "evaluation" / "config.json").read_text())["checkpoint"] == str(moved)
     # Elsewhere, another checkpoint is another config.
     shutil.copytree(moved / "evaluation", tmp_path / "alone")
-    with pytest.raises(InputError, match="belongs to another config: .*checkpoint"):
+    with pytest.raises(InputError, match=r"belongs to another config: .*checkpoint"):
         whole(run_dir, tmp_path / "alone")
 
 
