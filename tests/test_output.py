@@ -148,7 +148,7 @@ def finish_unheard(command: list[str], **variables: str) -> int:
 
 
 def test_run_whose_reader_is_gone_has_all_of_its_results(tmp_path, atari_tiny_dir):
-    overrides = runs.SMALL_PUZZLES | {"train.steps": 2, "train.log_every": 1, "probe.enabled": False}
+    overrides = runs.SMALL_PUZZLES | {"train.steps": 4, "train.log_every": 1, "probe.enabled": False}
     flags = [f"--config.{key}={value}" for key, value in overrides.items()]
     run = ["--config=configs/jigsaw_rl.py:smoke", f"--workdir={tmp_path / 'run'}", *flags]
     command = [sys.executable, "-m", "ssl_jax.main", *run]

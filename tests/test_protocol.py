@@ -49,7 +49,7 @@ def test_environment_id_is_refused_with_the_name_of_its_game(environment, game):
     with pytest.raises(InputError) as caught:
         Protocol(game=environment)
     assert f"game='{environment}' is the id of an environment" in str(caught.value)
-    assert f"the name of the game, '{game}', and set config.protocol.frame_skip" in str(caught.value)
+    assert f"the name of the game, '{game}', and set frame_skip" in str(caught.value)
     assert "config.protocol.sticky_actions" in str(caught.value)
 
 

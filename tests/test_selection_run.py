@@ -49,6 +49,7 @@ def test_a_run_with_the_player(name, tmp_path, atari_tiny_dir):
 JOINT = f"{runs.ROOT / 'configs' / 'spatiotemporal_rl.py'}:smoke,tasks=both,policy=joint"
 
 
+@pytest.mark.slow
 def test_a_run_of_two_tasks_with_one_policy_goes_on_where_it_was_stopped(
     tmp_path, atari_tiny_dir, monkeypatch, little_optimization
 ):

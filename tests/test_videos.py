@@ -3,8 +3,6 @@ import json
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import av
 import cloudpickle
@@ -420,39 +418,7 @@ def test_the_manifest_spares_a_second_look(tmp_path, monkeypatch):
     assert again.left_out == {"unreadable": ("worse.mp4 (a file of text)",)}
 
 
-STALE = """
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <stdarg.h>
-#include <string.h>
-#define OPEN(name) int name(const char *path, int flags, ...) { \\
-    va_list more; va_start(more, flags); int mode = va_arg(more, int); va_end(more); \\
-    if (strstr(path, "stale")) { errno = ESTALE; return -1; } \\
-    return ((int (*)(const char *, int, ...)) dlsym(RTLD_NEXT, #name))(path, flags, mode); }
-OPEN(open)
-OPEN(open64)
-"""
-
-
 @pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
-def test_video_that_a_file_server_does_not_give_now_is_read_the_next_time(tmp_path):
-    root, library = tmp_path / "v", tmp_path / "library.so"
-    for i in range(12):
-        films.write(root / f"{i}.mp4", 3)
-    films.write(root / "stale.mp4", 3)
-    (tmp_path / "library.c").write_text(STALE)
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "library.c", "-ldl"], check=True)
-    code = "import sys; from ssl_jax.data import videos; print(videos.make(path=sys.argv[1]).left_out)"
-    child = subprocess.run(
-        [sys.executable, "-c", code, root], env=os.environ | {"LD_PRELOAD": str(library)},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert "'unreadable': ('stale.mp4 (it cannot be read now: Stale file handle)',)" in child.stdout
-    assert not make(root).left_out
-
-
 @pytest.mark.parametrize(
     "lie",
     [

@@ -525,14 +525,14 @@ def test_files_that_would_be_unpickled_are_refused_with_the_way_to_convert_them(
         "net.caffemodel": r"convert it with Caffe: .*save_hdf5\('net.h5'\)",
         "weights.onnx": "weights are read from .safetensors, .npz, .h5 and .hdf5 files",
         "disguised.safetensors": "is incomplete, or is not a .safetensors file",
-        "disguised.npz": "cut short or no .npz file",
+        "disguised.npz": "is incomplete, or is not a .npz file",
     }.items():
         (tmp_path / name).write_bytes(pickle.dumps(Trap()))
         with pytest.raises(InputError, match=message) as refusal:
             weights.read(tmp_path / name)
         assert "\n" not in str(refusal.value)
     np.savez(tmp_path / "objects.npz", a=np.array([Trap()], object))
-    with pytest.raises(InputError, match=r"cut short or no \.npz"):
+    with pytest.raises(InputError, match=r"is incomplete, or is not a \.npz file"):
         weights.read(tmp_path / "objects.npz")
     assert not (tmp_path / "ran").exists()
 

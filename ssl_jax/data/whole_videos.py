@@ -46,6 +46,10 @@ class Videos:
         """Returns the fields of the first frame of a video, without the picture."""
         return self.frames.fields(self.span(number)[0])
 
+    def fingerprint(self) -> str:
+        """Returns what tells the videos from those of another split; see `Frames.fingerprint`."""
+        return self.frames.fingerprint()
+
     def describe(self, number: int) -> str:
         """Returns what to call a video in a message."""
         return self.frames.videos[number].path
