@@ -21,6 +21,8 @@ from ssl_jax.runtime import mesh as mesh_lib
 from ssl_jax.runtime.checkpoints import Checkpoints, restore_raw
 from ssl_jax.runtime.errors import InputError
 
+pytestmark = pytest.mark.fast
+
 
 @flax.struct.dataclass
 class State:

@@ -16,6 +16,8 @@ from ml_collections import ConfigDict, config_dict
 from ssl_jax.runtime import config
 from ssl_jax.runtime.errors import InputError
 
+pytestmark = pytest.mark.fast
+
 CONFIG_FILE = """
 from ml_collections import ConfigDict, config_dict
 

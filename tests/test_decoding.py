@@ -10,6 +10,8 @@ from PIL import Image, ImageOps
 from ssl_jax.data import pipeline, sources
 from ssl_jax.data.pipeline import decode_image
 
+pytestmark = pytest.mark.fast
+
 SIZE = (16, 24)
 
 

@@ -16,6 +16,8 @@ from PIL import Image
 from ssl_jax.data import folders, pipeline, sources
 from ssl_jax.runtime.errors import InputError
 
+pytestmark = pytest.mark.fast
+
 FASHION = pathlib.Path("/usr/share/datasets/fashion-mnist")
 OPENCV = pathlib.Path("/usr/share/doc/opencv-doc/examples/data")
 

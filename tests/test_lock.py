@@ -19,6 +19,8 @@ import pytest
 from ssl_jax.runtime import lock
 from ssl_jax.runtime.errors import InputError
 
+pytestmark = pytest.mark.fast
+
 # An owner in a process of its own: prints that it has the lock, and keeps it.
 OWNER = """
     import sys, time

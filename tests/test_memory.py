@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.fast
+
 PROGRAM = """
 import resource
 from ssl_jax.runtime import memory

@@ -20,6 +20,8 @@ from ssl_jax.runtime import metrics
 from ssl_jax.runtime.checkpoints import Checkpoints
 from ssl_jax.runtime.errors import InputError
 
+pytestmark = pytest.mark.fast
+
 
 def write_run(workdir, steps, resume_step=None):
     writer = metrics.Metrics(workdir, resume_step=resume_step)

@@ -11,6 +11,8 @@ import pytest
 from ssl_jax.pretext import permutations
 from ssl_jax.runtime.errors import InputError
 
+pytestmark = pytest.mark.fast
+
 
 def naive_distance(p, q):
     return sum(a != b for a, b in zip(p, q, strict=True))

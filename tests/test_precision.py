@@ -8,6 +8,8 @@ import pytest
 from ssl_jax.runtime import precision
 from ssl_jax.runtime.errors import InputError
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize(
     ("text", "dtypes"),

@@ -8,6 +8,8 @@ from sklearn.calibration import calibration_curve
 from ssl_jax.evaluation import scores
 from ssl_jax.runtime.errors import InputError
 
+pytestmark = pytest.mark.fast
+
 ANSWERS = st.lists(
     st.tuples(st.integers(0, 1), st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.7, 0.99, 1.0]) | st.floats(0, 1)),
     min_size=1,

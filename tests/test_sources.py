@@ -11,6 +11,8 @@ import pytest
 from ssl_jax.data import sources
 from ssl_jax.runtime.errors import InputError
 
+pytestmark = pytest.mark.fast
+
 
 def refusal(**arguments) -> str:
     """Returns the sentence with which `make` refuses."""

@@ -6,6 +6,8 @@ from scipy import stats
 
 from ssl_jax import statistics
 
+pytestmark = pytest.mark.fast
+
 
 def test_t_interval_by_hand():
     # Deviation sqrt(2.5) and the 97.5 % quantile 2.776445 of t with 4 degrees of freedom, from a table.

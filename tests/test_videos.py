@@ -15,6 +15,8 @@ from PIL import Image
 from ssl_jax.data import clips, folders, pipeline, sources, videos
 from ssl_jax.runtime.errors import InputError
 
+pytestmark = pytest.mark.fast
+
 OPENCV = pathlib.Path("/usr/share/doc/opencv-doc/examples/data")
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+
 from ssl_jax import export
 from ssl_jax.networks import weights
 from ssl_jax.networks.alexnet import AlexNet, AlexNetClassifier
@@ -25,7 +26,7 @@ from ssl_jax.runtime.checkpoints import Checkpoints
 from ssl_jax.runtime.errors import InputError
 from tests.runs import ROOT
 
-pytestmark = pytest.mark.usefixtures("little_optimization")
+pytestmark = [pytest.mark.fast, pytest.mark.usefixtures("little_optimization")]
 
 KEY = jax.random.key(0)
 # As small as a residual network of each kind can be.

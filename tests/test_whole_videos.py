@@ -9,6 +9,8 @@ import pytest
 from ssl_jax.data import pipeline, sources, whole_videos
 from ssl_jax.runtime.errors import InputError
 
+pytestmark = pytest.mark.fast
+
 LENGTHS = {"a/long": 90, "a/short": 3, "b/middle": 25, "b/other": 12}
 OPTIONS = {"image_size": films.SIZE, "batch_size": 8}
 
