@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-
 from ssl_jax import export
 from ssl_jax.networks import weights
 from ssl_jax.networks.alexnet import AlexNet, AlexNetClassifier

@@ -1,12 +1,16 @@
 """Frames by video: every video is there, long ones no more often than short ones."""
 
 import collections
+import errno
+import os
 
+import av
 import films
 import numpy as np
 import pytest
 
 from ssl_jax.data import pipeline, sources, whole_videos
+from ssl_jax.runtime import files
 from ssl_jax.runtime.errors import InputError
 
 pytestmark = pytest.mark.fast
@@ -98,6 +102,25 @@ def test_video_without_a_good_frame_is_counted_and_left_out(videos, monkeypatch)
     rows, _ = read(videos, 5, skipped=skipped)
     assert len(rows["index"]) == 15
     assert list(skipped.told.values()) == ["train/a/short.mp4, frame 0 (FrameError: the decoder complains)"]
+
+
+def test_broken_video_whose_decoder_says_input_output_error_is_skipped(videos, monkeypatch):
+    """FFmpeg says so of broken files as well; this one can be read, so that no server is away."""
+    from ssl_jax.data import videos as videos_lib
+
+    decode = videos_lib.read_frames
+
+    def broken(path, video, steps):
+        if video.frames == 3:
+            raise av.FFmpegError(errno.EIO, os.strerror(errno.EIO))
+        return decode(path, video, steps)
+
+    monkeypatch.setattr(files, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(videos_lib, "read_frames", broken)
+    skipped = pipeline.Skipped(max_share=0.5)
+    rows, _ = read(videos, 5, skipped=skipped)
+    assert len(rows["index"]) == 15
+    assert skipped.counts() == {"unreadable": 1}
 
 
 def test_training_draws_every_video_as_often_whatever_its_length(videos):
