@@ -43,6 +43,7 @@ NO_CLASSES = "labels are the names of sub-folders, each with the pictures or vid
 MAX_SHARE = 33  # percent of `train` that may be cut off for each missing split
 EVEN = 1000  # files up to which hashes only tell their order, lest a few leave a split empty
 NAMED = 5  # files that a message names
+NOTHING = "nothing"  # what a message calls the contents of an empty folder
 
 # What other programs leave in folders, in small letters: thumbnails of a NAS, resource forks of macOS,
 # recycle bins, snapshots, what a file system check has found.
@@ -190,11 +191,11 @@ def make(
 ) -> Folder:
     """Finds the pictures below a folder, and its splits.
 
-    Splits are the sub-folders `train` (or `training`), `val` (`valid`, `validation`, `dev`) and `test`
-    (`testing`), in small or capital letters, if nothing else lies beside them (`Folder.split_folders` tells).
-    Those that are missing are cut from `train`, as `sources.make` cuts them, by a hash of the path, so
-    that a picture of many stays in its split when others are added. Where one percent would hold no picture,
-    as many are cut as it takes (`Folder.splits` tells).
+    Splits are the sub-folders `train` (or `training`), `val` (`valid`, `validation`, `dev`, `development`)
+    and `test` (`testing`), in small or capital letters, if nothing else lies beside them
+    (`Folder.split_folders` tells). Those that are missing are cut from `train`, as `sources.make` cuts them,
+    by a hash of the path, so that a picture of many stays in its split when others are added. Where one
+    percent would hold no picture, as many are cut as it takes (`Folder.splits` tells).
 
     There is a field `label` where every picture lies in one of at least two sub-folders (of a split).
 
@@ -463,7 +464,7 @@ def not_read(tree: Tree, folder: str = "") -> str:
     for cause, names in tree.left_out.items():
         if names := [name for name in names if is_below(name, folder)]:
             there.append(f"{len(names)} {cause} ({some(names)})")
-    return ", ".join(there) or "nothing"
+    return ", ".join(there) or NOTHING
 
 
 def counted(suffixes: Counter) -> str:
@@ -550,7 +551,8 @@ def check_classes(
     """Returns the names of the classes, in order: none if some file lies in no class folder.
 
     Raises:
-        InputError: a class folder is empty, or `train` lacks a class that another split has.
+        InputError: a class folder holds nothing that is read (in another split than `train` it may be empty),
+            or `train` lacks a class that another split has.
     """
     found = {part: {classes[item] for item in items} for part, items in members.items()}
     named = set().union(*found.values())
@@ -565,6 +567,12 @@ def check_classes(
     for top, part in tops.items():
         kinds = [name.removeprefix(top).lstrip(os.sep) for name in tree.folders if is_below(name, top)]
         empty = sorted({name for name in kinds if name and os.sep not in name} - found[part])
+        if part != "train":  # Some classes may lack pictures to judge by.
+            empty = [
+                name
+                for name in empty
+                if name not in named or not_read(tree, os.path.join(top, name)) != NOTHING
+            ]
         if empty:
             raise InputError(
                 f"Nothing to read is in the class folder {some(empty)} of {joined(path, top)}, which holds"
