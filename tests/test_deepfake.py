@@ -298,6 +298,10 @@ def test_names_of_weights():
             {"train.warmup_steps": 13},
             "config.train.warmup_steps=13 must lie from 0 to config.train.steps=12",
         ),
+        ("", {"data.clip_frames": 0}, "^config.data.clip_frames must be at least 1, not 0"),
+        ("", {"data.originals": 0}, "^config.data.originals must be at least 1, not 0"),
+        ("", {"data.fakes": -1}, "^config.data.fakes must be at least 1, not -1"),
+        ("", {"data.source": "imagenet2012"}, "^config.data.source='imagenet2012' must be atari_frames"),
         ("", {"smoothgrad.chunk": 0}, "config.smoothgrad.chunk must be at least 1, not 0"),
     ],
 )
