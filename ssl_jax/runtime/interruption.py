@@ -15,10 +15,10 @@ class StopSignal:
             while not stop.received:
                 ...
 
-    SIGHUP comes when the terminal is closed. Where it or SIGINT is ignored, as under nohup or in the background
-    of a script, it stays so. A process that was told to stop is not told again by the end of its parent (see
-    `children.following`), which would end it before it has saved. Only the main thread of a process can be
-    told; elsewhere (a notebook's worker) nothing changes.
+    SIGHUP comes when the terminal is closed. Where it or SIGINT is ignored, as under nohup or in the
+    background of a script, it stays so. A process that was told to stop is not told again by the end of its
+    parent (see `children.following`), which would end it before it has saved. Only the main thread of a
+    process can be told; elsewhere (a notebook's worker) nothing changes.
 
     Attributes:
       received: the signal that came (`signal.SIGTERM`, `signal.SIGINT`, `signal.SIGHUP`), or None.
