@@ -506,6 +506,11 @@ def test_an_unknown_split_names_the_closest():
         ({"train.log_every": 0}, "config.train.log_every must be at least 1"),
         ({"spatial.permutations.num": 0}, "num"),
         (
+            {"data.stride": (2, 1)},
+            "config.data.stride=(2, 1) must be the least and the largest number of steps",
+        ),
+        ({"data.min_motion": -1.0}, "config.data.min_motion=-1.0 must be a difference of grey levels"),
+        (
             {"train.warmup_steps": 25},
             "config.train.warmup_steps=25 must lie from 0 to config.train.steps=24, or the learning rate",
         ),
