@@ -258,7 +258,7 @@ def test_state_of_as_many_other_examples_is_refused(odd_pictures_dir, atari_tiny
 @pytest.mark.parametrize("argument", ["batch_size", "seed", "workers", "threads", "prefetch"])
 def test_numbers_too_small_are_refused(atari, argument):
     arguments = {"batch_size": 4, "image_size": ATARI, "seed": 0} | {argument: -1}
-    with pytest.raises(InputError, match=f"{argument} is -1"):
+    with pytest.raises(InputError, match=f"{argument} must be at least ., not -1"):
         train(atari.open("train"), **arguments)
 
 

@@ -506,11 +506,6 @@ def test_an_unknown_split_names_the_closest():
         ({"train.log_every": 0}, "config.train.log_every must be at least 1"),
         ({"spatial.permutations.num": 0}, "num"),
         (
-            {"data.stride": (2, 1)},
-            "config.data.stride=(2, 1) must be the least and the largest number of steps",
-        ),
-        ({"data.min_motion": -1.0}, "config.data.min_motion=-1.0 must be a difference of grey levels"),
-        (
             {"train.warmup_steps": 25},
             "config.train.warmup_steps=25 must lie from 0 to config.train.steps=24, or the learning rate",
         ),
@@ -545,6 +540,23 @@ def test_values_that_cannot_be_are_named(overrides, sentence):
         make_setup(**overrides)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            {"data.stride": (2, 1)},
+            "config.data.stride=(2, 1) must be the least and the largest number of steps",
+        ),
+        ({"data.min_motion": -1.0}, "config.data.min_motion=-1.0 must be a difference of grey levels"),
+    ],
+)
+def test_clips_that_cannot_be_are_named(overrides, sentence):
+    with pytest.raises(InputError) as error:
+        config = config_lib.load(f"{CONFIG.with_name('spatiotemporal_rl.py')}:smoke", overrides)
+        pretrain.setup_from_config(config)
+    assert str(error.value).startswith(sentence)
 
 
 def test_a_batch_must_divide_among_the_devices(atari_tiny_dir):
