@@ -12,7 +12,6 @@ every path is resolved again when its file is read, whatever a manifest says.
 import dataclasses
 import difflib
 import hashlib
-import json
 import logging
 import os
 import re
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ssl_jax.data import formats, sources, split_names
+from ssl_jax.data import formats, manifests, sources, split_names
 from ssl_jax.runtime import files, paths
 from ssl_jax.runtime.errors import InputError
 
@@ -36,7 +35,6 @@ SUFFIXES = {  # by the name of the data set
     "videos": (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"),
 }
 MAX_BYTES = 2**29  # of one file: more than any picture of as many pixels as Pillow accepts
-MANIFESTS = ".ssl_jax"
 # A folder that changed this shortly before it was listed may have changed again without another time.
 SETTLED = 2 * 10**9  # nanoseconds
 NO_CLASSES = "labels are the names of sub-folders, each with the pictures or videos of one class"
@@ -365,7 +363,7 @@ def scan(root: str, suffixes: Sequence[str], manifest: str | None = None) -> Tre
     known = {}
     header = {"version": 2, "suffixes": list(suffixes)}  # Version 1 listed the debris of other programs.
     if manifest:
-        known = {row["folder"]: row for row in read_manifest(root, manifest, header) if is_listing(row)}
+        known = {row["folder"]: row for row in manifests.read(root, manifest, header) if is_listing(row)}
     rows, tree, waiting = {}, Tree(), [""]
     while waiting:
         name = waiting.pop()
@@ -393,7 +391,7 @@ def scan(root: str, suffixes: Sequence[str], manifest: str | None = None) -> Tre
             links += [os.path.join(name, link) for link in row["links"]]
     tree.paths.sort()
     if manifest and rows != known:
-        write_manifest(root, manifest, header, rows.values())
+        manifests.write(root, manifest, header, rows.values())
     return tree
 
 
@@ -671,48 +669,3 @@ def read_text(root: str, path: str) -> str:
     if what in formats.POINTERS:
         raise InputError(f"{full} is {what}.")
     return files.decode_text(contents, full)
-
-
-def manifest_files(root: str, name: str) -> list[str]:
-    """Where a manifest of a folder can lie: in it, or in the user's cache, if there is one."""
-    places = [os.path.join(root, MANIFESTS, f"{name}.jsonl")]
-    cache = paths.cache()
-    if cache is not None:
-        key = hashlib.blake2b(os.fsencode(root), digest_size=16).hexdigest()
-        places.append(os.path.join(cache, "manifests", key, f"{name}.jsonl"))
-    return places
-
-
-def read_manifest(root: str, name: str, header: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Reads what `write_manifest` has written under the same header; nothing where that cannot be read.
-
-    Yields:
-        JSON objects; that of the user's cache, which can only be newer, last.
-    """
-    for place in manifest_files(root, name):
-        try:
-            with open(place, encoding="ascii") as file:
-                rows = [json.loads(line) for line in file]
-        except (OSError, ValueError, RecursionError):
-            continue
-        if rows and rows[0] == header:
-            yield from (row for row in rows[1:] if isinstance(row, dict))
-
-
-def write_manifest(root: str, name: str, header: dict[str, Any], rows: Iterable[dict[str, Any]]) -> None:
-    """Writes a manifest, whole or not at all; several processes may do so at once.
-
-    Where neither the folder nor the user's cache can be written to, the log says so.
-    """
-    text = "".join(json.dumps(row) + "\n" for row in [header, *rows])
-    for place in manifest_files(root, name):
-        above = os.path.dirname(place)
-        try:
-            os.makedirs(above, exist_ok=True)
-            if os.path.islink(above):
-                continue
-            files.write_text(place, text)
-        except OSError:
-            continue
-        return
-    logging.warning("No manifest of %s could be kept: it will be listed again next time.", root)
