@@ -553,8 +553,8 @@ def test_values_that_cannot_be_are_named(overrides, sentence):
     ],
 )
 def test_clips_that_cannot_be_are_named(overrides, sentence):
+    config = config_lib.load(f"{CONFIG.with_name('spatiotemporal_rl.py')}:smoke", overrides)
     with pytest.raises(InputError) as error:
-        config = config_lib.load(f"{CONFIG.with_name('spatiotemporal_rl.py')}:smoke", overrides)
         pretrain.setup_from_config(config)
     assert str(error.value).startswith(sentence)
 
