@@ -16,7 +16,6 @@ setup(
         "av>=18",
         "dm-pix",
         "envpool>=1.2",
-        "etils",
         "flax>=0.12",
         "grain>=0.2.18",
         "importlib_resources",  # tensorflow-datasets needs it to list its data sources

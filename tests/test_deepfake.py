@@ -312,6 +312,14 @@ def test_values_that_cannot_be_are_named(option, overrides, sentence, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_length_of_a_run_that_is_there_stays_with_the_reason(tmp_path):
+    deepfake.claim(tmp_path / "run", load({}))
+    (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
+    reason = "early stopping decides when it ends, and scores on test may have been taken already"
+    with pytest.raises(InputError, match=f"because {reason}; begin another one"):
+        deepfake.claim(tmp_path / "run", load({"train.steps": 20}))
+
+
 def test_weights_of_another_encoder_are_named(tmp_path):
     wide = setup_of(**{"encoder.width": 16})
     file = tmp_path / "wide.safetensors"

@@ -126,7 +126,7 @@ def test_tpu_pod_dry_run_is_one_command_for_all_hosts():
     ("arguments", "sentence"),
     [
         (["launch.local", "--"], "give the run after --"),
-        (["launch.local", "--", "--config=a.py", "--process_id=1"], "--process_id is set by the launcher"),
+        (["launch.local", "--", "--config=a.py", "--process_id=1"], "--process_id is told to each process"),
         (["launch.local", "--processes=0", "--", "--config=a.py"], "flag --processes=0"),
         (["launch.local", "--gpus_per_process=2", "--dry_run", "--", "--config=a.py"], "4 GPUs are needed"),
         (["launch.kubernetes", "--", "--config=a.py"], "give --name"),
