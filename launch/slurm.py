@@ -5,7 +5,7 @@ python -m launch.slurm --nodes=2 --gpus_per_node=8 --dry_run -- --config=...    
 
 Before its time is up, or when it is preempted, the run saves and stops, the job is put back into the queue,
 and the same command goes on from there, as often as need be. `scancel` ends it for good. The workdir must be
-on a file system that all nodes share. Needs submitit: pip install "ssl_jax[slurm]".
+on a file system that all nodes share. Needs submitit: pip install -e ".[slurm]".
 """
 
 import shlex
@@ -101,7 +101,7 @@ def main(command: list[str]) -> None:
         import submitit
         from submitit.slurm.slurm import _make_sbatch_string
     except ImportError:
-        raise InputError('submitit is not installed; install it by pip install "ssl_jax[slurm]"') from None
+        raise InputError('submitit is not installed; install it by pip install -e ".[slurm]"') from None
     logs = Path(values.logs)
     if values.dry_run:
         print(_make_sbatch_string(f"python -m submitit.core._submit {logs}", logs, **parameters(values)))

@@ -1,6 +1,11 @@
 """Settings every test shares: four CPU devices, strict rank promotion, one small Atari data set."""
 
 import os
+import signal
+
+# A shell without job control starts what is in the background with Ctrl-C ignored, which programs inherit.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Must be set before JAX starts its backends; the multi-device tests need more than one device.
 _DEVICES = "--xla_force_host_platform_device_count=4"

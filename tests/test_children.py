@@ -136,6 +136,67 @@ def test_command_that_follows_is_told_to_stop_when_its_parent_is_killed(tmp_path
     process.stdout.close()
 
 
+def test_run_that_saves_when_its_parent_is_killed_saves_to_the_end(tmp_path):
+    child = f"""if True:
+        import os, pathlib, time
+        from ssl_jax.runtime import interruption
+        parent = os.getppid()
+        with interruption.StopSignal() as stop:
+            print("ready", flush=True)
+            while not stop.received:
+                time.sleep(0.01)
+            print("saving", flush=True)
+            while os.getppid() == parent:
+                time.sleep(0.01)
+            time.sleep(0.5)  # in which a signal of the parent's end would come
+            pathlib.Path({str(tmp_path / "saved")!r}).write_text(stop.received.name)
+    """
+    parent = f"""if True:
+        import subprocess, sys
+        from ssl_jax.runtime import children
+        process = subprocess.Popen(
+            children.following([sys.executable, "-c", {child!r}]), stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout.readline() == "ready\\n"
+        process.terminate()
+        print(process.stdout.readline(), end="", flush=True)
+        process.wait()
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent],
+        cwd=runs.ROOT,
+        env=os.environ | {"PYTHONPATH": str(runs.ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "saving\n"
+    below = descendants(process.pid)
+    assert len(below) == 1
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(map(lives, below)))
+    assert (tmp_path / "saved").read_text() == "SIGTERM"
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ignored_signal_stays_ignored(number):
+    code = f"""if True:
+        import os, signal
+        from ssl_jax.runtime import interruption
+        with interruption.StopSignal() as stop:
+            os.kill(os.getpid(), {int(number)})
+            print(stop.received)
+            os.kill(os.getpid(), signal.SIGTERM)
+            print(stop.received.name)
+    """
+    shell = f'trap "" {number.name.removeprefix("SIG")}; exec "$0" -c "$1"'
+    done = subprocess.run(
+        ["sh", "-c", shell, sys.executable, code], cwd=runs.ROOT, capture_output=True, text=True
+    )
+    assert done.stdout == "None\nSIGTERM\n", done.stderr
+
+
 def test_command_that_follows_a_parent_that_is_gone_does_not_begin():
     command = children.following([sys.executable, "-c", "print('begun')"])
     assert subprocess.run(command, capture_output=True, text=True).stdout == "begun\n"

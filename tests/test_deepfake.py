@@ -298,6 +298,10 @@ def test_names_of_weights():
             {"train.warmup_steps": -1},
             "config.train.warmup_steps must be at least 0, not -1",
         ),
+        ("", {"data.clip_frames": 0}, "^config.data.clip_frames must be at least 1, not 0"),
+        ("", {"data.originals": 0}, "^config.data.originals must be at least 1, not 0"),
+        ("", {"data.fakes": -1}, "^config.data.fakes must be at least 1, not -1"),
+        ("", {"data.source": "imagenet2012"}, "^config.data.source='imagenet2012' must be atari_frames"),
         ("", {"smoothgrad.chunk": 0}, "config.smoothgrad.chunk must be at least 1, not 0"),
     ],
 )
@@ -306,6 +310,14 @@ def test_values_that_cannot_be_are_named(option, overrides, sentence, tmp_path):
         deepfake.run(load(overrides, option), tmp_path / "run")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_length_of_a_run_that_is_there_stays_with_the_reason(tmp_path):
+    deepfake.claim(tmp_path / "run", load({}))
+    (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
+    reason = "early stopping decides when it ends, and scores on test may have been taken already"
+    with pytest.raises(InputError, match=f"because {reason}; begin another one"):
+        deepfake.claim(tmp_path / "run", load({"train.steps": 20}))
 
 
 def test_weights_of_another_encoder_are_named(tmp_path):

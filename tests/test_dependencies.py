@@ -16,7 +16,7 @@ NOT_IMPORTED = {
     "importlib-resources": "tensorflow-datasets lists its data sources with it",
     "import-linter": "a command",
     "ipykernel": "runs the notebooks",
-    "pandas": "a limit on the version that rliable's dependency arch needs",
+    "pandas": "for the notebooks",
     "pytest-xdist": "a plugin of pytest",
     "ruff": "a command",
 }

@@ -451,6 +451,10 @@ def test_folders_whose_meaning_is_not_clear_are_refused(tmp_path):
     assert "two folders for one split: val and validation" in refusal(
         folder("f", train=40, val=4, validation=4)
     )
+    assert "none called train" in refusal(folder("k", development=40, test=4))
+    assert "class folder eel of" in refusal(
+        folder("l", train__cat=40, train__dog=40, test__cat=3, test__eel=0)
+    )
     assert "in the sub-folder train of" in refusal(folder("g", train=0, test=4))
     assert "in the sub-folder test of" in refusal(folder("j", train=40, test=0))
     found = make(folder("h", train=40, test=4))
@@ -464,7 +468,12 @@ def test_folders_whose_meaning_is_not_clear_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("train", "validation", "test"),
-    [("train", "valid", "test"), ("TRAINING", None, "Testing"), ("Training", "dev", None)],
+    [
+        ("train", "valid", "test"),
+        ("TRAINING", None, "Testing"),
+        ("Training", "dev", None),
+        ("train", "development", "test"),
+    ],
 )
 def test_sub_folders_of_usual_names_are_read_as_their_splits(tmp_path, caplog, train, validation, test):
     tops = {"train": train, "validation": validation, "test": test}
@@ -500,6 +509,12 @@ def test_sub_folders_of_usual_names_are_read_as_their_splits(tmp_path, caplog, t
         (("training_data", "testset"), "training_data and testset"),
         (("bottle/train/good", "bottle/test/good", "bottle/ground_truth/bad"), "train and test"),
         (("train/cat/train", "train/cat/val", "test/cat"), "train and val"),
+        (("trainval/cat", "trainval/dog", "test/cat", "test/dog"), "test and trainval"),
+        (("trainval/cat", "test/cat", "more/eel"), "test and trainval"),
+        (("test/cat", "eval/cat"), "eval and test"),
+        (("eval", "holdout"), "eval and holdout"),
+        (("train", "trainval"), "train and trainval"),
+        (("birds/development", "birds/test"), "development and test"),
     ],
 )
 def test_sub_folders_that_may_be_splits_are_not_read_as_classes(tmp_path, folders, pair):
@@ -510,8 +525,9 @@ def test_sub_folders_that_may_be_splits_are_not_read_as_classes(tmp_path, folder
 
 @pytest.mark.parametrize(
     "kinds",
-    [("bus/images", "car/images"), ("bullet_train", "test_tube", "bus"), ("train_station", "train_interior"),
-     ("test", "essay"), ("vehicle/train", "vehicle/bus", "animal/cat")],
+    [("eval_a", "eval_b"), ("web_development", "mobile_development"),
+     ("bus/images", "car/images"), ("bullet_train", "test_tube", "bus"),
+     ("train_station", "train_interior"), ("test", "essay"), ("vehicle/train", "vehicle/bus", "animal/cat")],
 )  # fmt: skip
 def test_classes_whose_names_resemble_splits_are_read_as_classes(tmp_path, kinds):
     for number, kind in enumerate(kinds):
@@ -537,6 +553,17 @@ def test_class_whose_files_have_another_suffix_is_named(tmp_path, caplog):
     assert found.class_names("label") == ("cat", "dog")
     assert "the split test has nothing of the class dog" in caplog.text
     assert "not read, by their suffixes: 1 .txt" in caplog.text
+
+
+def test_class_folder_that_is_empty_in_one_split_is_only_mentioned(tmp_path, caplog):
+    for part, number in (("train", 20), ("val", 0), ("test", 20)):
+        fill(tmp_path / part / "cat", 20)
+        fill(tmp_path / part / "dog", number)
+    assert make(tmp_path).class_names("label") == ("cat", "dog")
+    assert "the split validation has nothing of the class dog" in caplog.text
+    for path in (tmp_path / "train" / "dog").iterdir():
+        path.unlink()
+    assert "class folder dog of" in refusal(tmp_path)
 
 
 def test_debris_of_other_programs_is_left_alone(tmp_path, caplog):

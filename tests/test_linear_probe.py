@@ -40,7 +40,9 @@ def test_maps_are_pooled_in_the_cells_of_a_grid():
 @pytest.mark.parametrize("grid", [(5, 1), (1, 6), (0, 1)])
 def test_grid_finer_than_the_map_is_refused(grid):
     """A cell without pixels would have the mean NaN."""
-    with pytest.raises(InputError, match="must have from 1 to 4 rows and from 1 to 5 columns"):
+    with pytest.raises(
+        InputError, match=r"^grid=\(\d, \d\) must have from 1 to 4 rows and from 1 to 5 columns"
+    ):
         linear_probe.pool(np.zeros((2, 4, 5, 3), np.float32), grid)
 
 

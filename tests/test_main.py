@@ -128,9 +128,9 @@ def test_bad_input_is_one_line_and_status_2(place, case):
 @pytest.mark.parametrize(
     ("variable", "value", "sentence"),
     [
-        ("JAX_PLATFORMS", "cuda", '(installed: cpu); install them by pip install "ssl_jax[cuda]"'),
-        ("JAX_PLATFORMS", "gpu", 'pip install "ssl_jax[cuda]"'),
-        ("JAX_PLATFORMS", "tpu", 'pip install "ssl_jax[tpu]"'),
+        ("JAX_PLATFORMS", "cuda", '(installed: cpu); install them by pip install -e ".[cuda]"'),
+        ("JAX_PLATFORMS", "gpu", 'pip install -e ".[cuda]"'),
+        ("JAX_PLATFORMS", "tpu", 'pip install -e ".[tpu]"'),
         ("JAX_PLATFORMS", "cpx", "'cpx' is no platform that is known here, did you mean 'cpu'?"),
         ("JAX_NUM_CPU_DEVICES", "many", 'Invalid value "many" for JAX flag jax_num_cpu_devices'),
         ("JAX_NUM_CPU_DEVICES", "0", "JAX_NUM_CPU_DEVICES=0 must be at least 1"),

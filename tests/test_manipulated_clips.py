@@ -266,13 +266,13 @@ def test_wandering_is_smooth_and_stays_within():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"num_originals": 0}, "num_originals is 0"),
-        ({"fakes_per_original": 0}, "fakes_per_original is 0"),
-        ({"seed": -1}, "seed is -1"),
+        ({"num_originals": 0}, "num_originals must be at least 1, not 0"),
+        ({"fakes_per_original": 0}, "fakes_per_original must be at least 1, not 0"),
+        ({"seed": -1}, "seed must be at least 0, not -1"),
         ({"source": "imagenet2012"}, "must be atari_frames"),
         ({"num_originals": 17}, "more than the 16 that 18 streams of 2 games allow"),
         ({"num_originals": 99, "frames": 4}, r"more than the \d+ that \d+ streams of 2 games allow"),
-        ({"num_originals": 1, "frames": 41}, "frames=41"),
+        ({"num_originals": 1, "frames": 41}, "clip_frames=41 are more than"),
     ],
 )
 def test_bad_input(tmp_path, atari_tiny_dir, arguments, words):

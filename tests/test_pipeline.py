@@ -239,7 +239,7 @@ def test_a_state_of_other_data_is_refused(atari):
         train(atari.open("selection"), **arguments).set_state(state)
 
 
-def test_state_of_as_many_other_examples_is_refused(odd_pictures_dir):
+def test_state_of_as_many_other_examples_is_refused(odd_pictures_dir, atari_tiny_dir):
     def half(part):
         cut = {"train": part, "selection": "test[:1]", "validation": "test[1:]", "test": "test[1:]"}
         source = sources.make(name="odd_pictures", data_dir=odd_pictures_dir, splits=cut).open("train")
@@ -249,6 +249,10 @@ def test_state_of_as_many_other_examples_is_refused(odd_pictures_dir):
     half("train[:50%]").set_state(state)
     with pytest.raises(InputError, match=r"as many examples as odd_pictures .* but they are others"):
         half("train[50%:]").set_state(state)
+    tiny = sources.make(name="atari_frames/tiny", data_dir=atari_tiny_dir).open("train")
+    frames = train(tiny, batch_size=4, image_size=ODD, seed=0)
+    with pytest.raises(InputError, match="or were rendered anew by other versions of the libraries"):
+        frames.set_state(frames.get_state() | {"fingerprint": "another"})
     del state["fingerprint"]  # as runs had none once
     half("train[50%:]").set_state(state)
 
@@ -256,7 +260,7 @@ def test_state_of_as_many_other_examples_is_refused(odd_pictures_dir):
 @pytest.mark.parametrize("argument", ["batch_size", "seed", "workers", "threads", "prefetch"])
 def test_numbers_too_small_are_refused(atari, argument):
     arguments = {"batch_size": 4, "image_size": ATARI, "seed": 0} | {argument: -1}
-    with pytest.raises(InputError, match=f"{argument} is -1"):
+    with pytest.raises(InputError, match=f"{argument} must be at least ., not -1"):
         train(atari.open("train"), **arguments)
 
 

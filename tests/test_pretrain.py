@@ -542,6 +542,23 @@ def test_values_that_cannot_be_are_named(overrides, sentence):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            {"data.stride": (2, 1)},
+            "config.data.stride=(2, 1) must be the least and the largest number of steps",
+        ),
+        ({"data.min_motion": -1.0}, "config.data.min_motion=-1.0 must be a difference of grey levels"),
+    ],
+)
+def test_clips_that_cannot_be_are_named(overrides, sentence):
+    config = config_lib.load(f"{CONFIG.with_name('spatiotemporal_rl.py')}:smoke", overrides)
+    with pytest.raises(InputError) as error:
+        pretrain.setup_from_config(config)
+    assert str(error.value).startswith(sentence)
+
+
 def test_a_batch_must_divide_among_the_devices(atari_tiny_dir):
     setup = make_setup(**{"train.batch_size": 6, "data.data_dir": atari_tiny_dir})
     with pytest.raises(InputError, match=r"batch_size=6 must be a multiple of the 4 devices"):

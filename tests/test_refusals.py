@@ -167,7 +167,7 @@ USE = """
 import os, sys
 import jax.numpy as jnp
 from pathlib import Path
-from ssl_jax.data import building, folders
+from ssl_jax.data import building, manifests
 from ssl_jax.runtime import config, files, lock, metrics
 from ssl_jax.runtime.checkpoints import Checkpoints
 place = Path(sys.argv[1]) / "run"
@@ -183,8 +183,8 @@ with lock.workdir_lock(place):
     checkpoints.close()
     print(Checkpoints(place / "checkpoints").restore({"w": jnp.zeros(3)})[1]["w"].sum())
 with building.locked(place / "data.lock"):
-    folders.write_manifest(str(place), "pictures", {"version": 1}, [{"a": 1}])
-print(*folders.read_manifest(str(place), "pictures", {"version": 1}))
+    manifests.write(str(place), "pictures", {"version": 1}, [{"a": 1}])
+print(*manifests.read(str(place), "pictures", {"version": 1}))
 print(sorted(path.name for path in place.iterdir()))
 """
 USED = (
@@ -453,7 +453,7 @@ def test_shared_memory_too_small_for_workers_is_a_sentence(pictures, size, said)
     done = mounted("/dev/shm", size, [sys.executable, str(path), str(pictures)])
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
-    for word in ("/dev/shm", "--shm-size", "set workers to 0"):
+    for word in ("/dev/shm", "--shm-size", "set config.data.workers to 0"):
         assert word in done.stdout
     assert "Traceback" not in done.stderr
 

@@ -48,6 +48,16 @@ def test_missing_splits_are_cut_from_train(odd_pictures_dir):
     assert found.open("validation", ["label"])[1]["label"] == 3
 
 
+def test_missing_test_is_cut_from_train_for_an_evaluation():
+    opened = ("train", "test")
+    assert sources.choose_splits(["train"], opened=opened) == {"train": "train[1%:]", "test": "train[0%:1%]"}
+    own = ["train", "validation"]
+    assert sources.choose_splits(own, opened=opened) == {"train": "train", "test": "validation"}
+    given = {"test": "train[90%:]", "train": "train[:90%]"}
+    assert sources.choose_splits(["train"], given, opened=opened) == given
+    assert sources.choose_splits(["train"], opened=("train",)) == {"train": "train"}
+
+
 def test_fields_are_those_asked_for(odd_pictures_dir):
     found = sources.make(name="odd_pictures", data_dir=odd_pictures_dir)
     assert found.open("test")[0].keys() == {"image"}

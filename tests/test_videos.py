@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from ssl_jax.data import clips, folders, pipeline, sources, videos
+from ssl_jax.data import clips, folders, manifests, pipeline, sources, videos
 from ssl_jax.runtime.errors import InputError
 
 pytestmark = pytest.mark.fast
@@ -147,7 +147,7 @@ def test_a_clip_is_decoded_from_the_keyframe_before_it_and_no_further(tmp_path, 
     real = videos.passes
     monkeypatch.setattr(videos, "passes", lambda *a: (decoded.append(1) or frame for frame in real(*a)))
     assert film_numbers(source, [150, 153, 156]) == [150, 153, 156]
-    keys = videos.unpack(source.videos[0].keys)
+    keys = manifests.unpack(source.videos[0].keys)
     assert len(decoded) == 157 - keys[keys <= 150].max()
 
 
@@ -235,11 +235,12 @@ def test_manifest_of_an_older_version_is_not_believed(tmp_path):
 
 
 def test_runs_of_equal_steps_are_packed():
-    assert videos.pack([7]) == [7, []]
-    assert videos.pack([0, 2, 4, 6]) == [0, [[2, 3]]]
-    assert videos.pack([3, 4, 6, 8, 9]) == [3, [[1, 1], [2, 2], [1, 1]]]
+    assert manifests.pack([7]) == [7, []]
+    assert manifests.pack([0, 2, 4, 6]) == [0, [[2, 3]]]
+    assert manifests.pack([3, 4, 6, 8, 9]) == [3, [[1, 1], [2, 2], [1, 1]]]
     for values in ([7], [0, 2, 4, 6], [3, 4, 6, 8, 9], UNEVEN):
-        np.testing.assert_array_equal(videos.unpack(json.loads(json.dumps(videos.pack(values)))), values)
+        kept = json.loads(json.dumps(manifests.pack(values)))
+        np.testing.assert_array_equal(manifests.unpack(kept), values)
 
 
 def test_a_flat_folder_is_cut_by_videos(tmp_path):

@@ -6,7 +6,6 @@ import logging
 import os
 import stat as stat_lib
 from collections.abc import Iterator
-from unittest import mock
 
 import rich.console
 import rich.progress
@@ -54,8 +53,11 @@ def owners_may_lack_names() -> Iterator[None]:
                 mode=found.st_mode,
             )
 
-    with mock.patch.object(backend.os_backend, "stat", stat):
+    backend.os_backend.stat = stat
+    try:
         yield
+    finally:
+        backend.os_backend.stat = state_of
 
 
 def progress_bar() -> rich.progress.Progress:

@@ -36,7 +36,7 @@ import rich.console
 import rich.progress
 from PIL import Image
 
-from ssl_jax.data import building, faces, folders, pipeline, videos
+from ssl_jax.data import building, faces, folders, manifests, pipeline, videos
 from ssl_jax.data.sources import digest, ppm, unknown_name
 from ssl_jax.runtime import files, paths
 from ssl_jax.runtime.errors import InputError
@@ -601,7 +601,7 @@ def _store_directory(root: str, cache_dir: str | None, sampling: Sampling) -> st
     name = f"v{VERSION}-{sampling.frames}-{sampling.size or 'full'}-{sampling.crop}"
     if cache_dir is not None:
         return os.path.join(os.path.abspath(paths.read(cache_dir, "data.cache_dir")), name)
-    directory = os.path.join(root, folders.MANIFESTS, "frames", name)
+    directory = os.path.join(root, manifests.DIRECTORY, "frames", name)
     if not folders.is_inside(root, directory):
         raise InputError(f"{directory} leads out of {root}; give another place to store frames as cache_dir.")
     return directory

@@ -12,7 +12,6 @@ every path is resolved again when its file is read, whatever a manifest says.
 import dataclasses
 import difflib
 import hashlib
-import json
 import logging
 import os
 import re
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ssl_jax.data import formats, sources, split_names
+from ssl_jax.data import formats, manifests, sources, split_names
 from ssl_jax.runtime import files, paths
 from ssl_jax.runtime.errors import InputError
 
@@ -36,13 +35,13 @@ SUFFIXES = {  # by the name of the data set
     "videos": (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"),
 }
 MAX_BYTES = 2**29  # of one file: more than any picture of as many pixels as Pillow accepts
-MANIFESTS = ".ssl_jax"
 # A folder that changed this shortly before it was listed may have changed again without another time.
 SETTLED = 2 * 10**9  # nanoseconds
 NO_CLASSES = "labels are the names of sub-folders, each with the pictures or videos of one class"
 MAX_SHARE = 33  # percent of `train` that may be cut off for each missing split
 EVEN = 1000  # files up to which hashes only tell their order, lest a few leave a split empty
 NAMED = 5  # files that a message names
+NOTHING = "nothing"  # what a message calls the contents of an empty folder
 
 # What other programs leave in folders, in small letters: thumbnails of a NAS, resource forks of macOS,
 # recycle bins, snapshots, what a file system check has found.
@@ -190,11 +189,11 @@ def make(
 ) -> Folder:
     """Finds the pictures below a folder, and its splits.
 
-    Splits are the sub-folders `train` (or `training`), `val` (`valid`, `validation`, `dev`) and `test`
-    (`testing`), in small or capital letters, if nothing else lies beside them (`Folder.split_folders` tells).
-    Those that are missing are cut from `train`, as `sources.make` cuts them, by a hash of the path, so
-    that a picture of many stays in its split when others are added. Where one percent would hold no picture,
-    as many are cut as it takes (`Folder.splits` tells).
+    Splits are the sub-folders `train` (or `training`), `val` (`valid`, `validation`, `dev`, `development`)
+    and `test` (`testing`), in small or capital letters, if nothing else lies beside them
+    (`Folder.split_folders` tells). Those that are missing are cut from `train`, as `sources.make` cuts them,
+    by a hash of the path, so that a picture of many stays in its split when others are added. Where one
+    percent would hold no picture, as many are cut as it takes (`Folder.splits` tells).
 
     There is a field `label` where every picture lies in one of at least two sub-folders (of a split).
 
@@ -364,7 +363,7 @@ def scan(root: str, suffixes: Sequence[str], manifest: str | None = None) -> Tre
     known = {}
     header = {"version": 2, "suffixes": list(suffixes)}  # Version 1 listed the debris of other programs.
     if manifest:
-        known = {row["folder"]: row for row in read_manifest(root, manifest, header) if is_listing(row)}
+        known = {row["folder"]: row for row in manifests.read(root, manifest, header) if is_listing(row)}
     rows, tree, waiting = {}, Tree(), [""]
     while waiting:
         name = waiting.pop()
@@ -392,7 +391,7 @@ def scan(root: str, suffixes: Sequence[str], manifest: str | None = None) -> Tre
             links += [os.path.join(name, link) for link in row["links"]]
     tree.paths.sort()
     if manifest and rows != known:
-        write_manifest(root, manifest, header, rows.values())
+        manifests.write(root, manifest, header, rows.values())
     return tree
 
 
@@ -463,7 +462,7 @@ def not_read(tree: Tree, folder: str = "") -> str:
     for cause, names in tree.left_out.items():
         if names := [name for name in names if is_below(name, folder)]:
             there.append(f"{len(names)} {cause} ({some(names)})")
-    return ", ".join(there) or "nothing"
+    return ", ".join(there) or NOTHING
 
 
 def counted(suffixes: Counter) -> str:
@@ -550,7 +549,8 @@ def check_classes(
     """Returns the names of the classes, in order: none if some file lies in no class folder.
 
     Raises:
-        InputError: a class folder is empty, or `train` lacks a class that another split has.
+        InputError: a class folder holds nothing that is read (in another split than `train` it may be empty),
+            or `train` lacks a class that another split has.
     """
     found = {part: {classes[item] for item in items} for part, items in members.items()}
     named = set().union(*found.values())
@@ -565,6 +565,12 @@ def check_classes(
     for top, part in tops.items():
         kinds = [name.removeprefix(top).lstrip(os.sep) for name in tree.folders if is_below(name, top)]
         empty = sorted({name for name in kinds if name and os.sep not in name} - found[part])
+        if part != "train":  # Some classes may lack pictures to judge by.
+            empty = [
+                name
+                for name in empty
+                if name not in named or not_read(tree, os.path.join(top, name)) != NOTHING
+            ]
         if empty:
             raise InputError(
                 f"Nothing to read is in the class folder {some(empty)} of {joined(path, top)}, which holds"
@@ -663,48 +669,3 @@ def read_text(root: str, path: str) -> str:
     if what in formats.POINTERS:
         raise InputError(f"{full} is {what}.")
     return files.decode_text(contents, full)
-
-
-def manifest_files(root: str, name: str) -> list[str]:
-    """Where a manifest of a folder can lie: in it, or in the user's cache, if there is one."""
-    places = [os.path.join(root, MANIFESTS, f"{name}.jsonl")]
-    cache = paths.cache()
-    if cache is not None:
-        key = hashlib.blake2b(os.fsencode(root), digest_size=16).hexdigest()
-        places.append(os.path.join(cache, "manifests", key, f"{name}.jsonl"))
-    return places
-
-
-def read_manifest(root: str, name: str, header: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Reads what `write_manifest` has written under the same header; nothing where that cannot be read.
-
-    Yields:
-        JSON objects; that of the user's cache, which can only be newer, last.
-    """
-    for place in manifest_files(root, name):
-        try:
-            with open(place, encoding="ascii") as file:
-                rows = [json.loads(line) for line in file]
-        except (OSError, ValueError, RecursionError):
-            continue
-        if rows and rows[0] == header:
-            yield from (row for row in rows[1:] if isinstance(row, dict))
-
-
-def write_manifest(root: str, name: str, header: dict[str, Any], rows: Iterable[dict[str, Any]]) -> None:
-    """Writes a manifest, whole or not at all; several processes may do so at once.
-
-    Where neither the folder nor the user's cache can be written to, the log says so.
-    """
-    text = "".join(json.dumps(row) + "\n" for row in [header, *rows])
-    for place in manifest_files(root, name):
-        above = os.path.dirname(place)
-        try:
-            os.makedirs(above, exist_ok=True)
-            if os.path.islink(above):
-                continue
-            files.write_text(place, text)
-        except OSError:
-            continue
-        return
-    logging.warning("No manifest of %s could be kept: it will be listed again next time.", root)

@@ -160,8 +160,12 @@ def _check(settings: dict[str, Any]) -> None:
     """Raises InputError for settings that cannot be."""
     for name, least in (("num_originals", 1), ("fakes_per_original", 1), ("frames", 1), ("seed", 0)):
         if settings[name] < least:
-            raise InputError(f"{name} is {settings[name]}, but must be at least {least}.")
-    source = settings["source"]
+            raise InputError(f"{name} must be at least {least}, not {settings[name]}.")
+    check_source(settings["source"])
+
+
+def check_source(source: str) -> None:
+    """Raises InputError for frames that no stand-in is made of."""
     if source.partition("/")[0] != "atari_frames":
         raise InputError(f"source={source!r} must be atari_frames, or a config of it like atari_frames/tiny.")
 
@@ -314,7 +318,7 @@ def choose_streams(
     most = len(left) * (min(map(len, left.values())) - 1)
     if num_originals > most:
         raise InputError(
-            f"num_originals={num_originals} is more than the {most} that {len(streams)} streams of"
+            f"originals={num_originals} is more than the {most} that {len(streams)} streams of"
             f" {len(left)} games allow."
         )
     games = [*left]
@@ -333,7 +337,8 @@ def cut_clip(source: sources.Source, stream: Stream, frames: int, rng: np.random
     ]
     if not starts:
         raise InputError(
-            f"{source.name} has an excerpt without frames={frames} of one episode; ask for fewer."
+            f"clip_frames={frames} are more than an excerpt of {source.name} has of one episode; ask for"
+            " fewer."
         )
     return stream.start + starts[rng.integers(len(starts))]
 

@@ -183,7 +183,7 @@ class TrainOptions(Options):
     def __post_init__(self):
         for name, least in (("batch_size", 1), ("seed", 0), ("workers", 0), ("threads", 1), ("prefetch", 1)):
             if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
+                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -454,7 +454,8 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
         if state.get("fingerprint", self._fingerprint) != self._fingerprint:  # Older runs have none.
             raise InputError(
                 f"{self._source.name} has as many examples as {state['source']} that the saved run read, but"
-                " they are others, or in another order; restore that data set or start in a new directory."
+                f" they are others, or in another order{_made_anew(self._source.name)}; restore that data set"
+                " or start in a new directory."
             )
         self.close()
         self._number = state["batch"]
@@ -478,9 +479,19 @@ class TrainBatches(Iterator[dict[str, np.ndarray]]):
             self._iterator = None
 
 
+def _made_anew(source: str) -> str:
+    """Why the records of a data set that is made here may differ, as a part of a sentence."""
+    if not source.startswith("atari_frames"):
+        return ""
+    return ", or were rendered anew by other versions of the libraries"
+
+
 def _explain_worker(error: Exception) -> str | None:
     """What a person can do about an error of worker processes; None if it is another one."""
-    remedy = "give it more (docker run --shm-size=8g), or set workers to 0 or batch_size lower"
+    remedy = (
+        "give it more (docker run --shm-size=8g), or set config.data.workers to 0 or config.train.batch_size"
+        " lower"
+    )
     if isinstance(error, OSError):
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return None
@@ -491,7 +502,10 @@ def _explain_worker(error: Exception) -> str | None:
     if number == signal.SIGBUS:
         return f"a worker process found no space in {SHARED_MEMORY} for a batch (SIGBUS); {remedy}"
     if number == signal.SIGKILL:
-        return "a worker process was killed (SIGKILL), as happens where memory runs out; set workers lower"
+        return (
+            "a worker process was killed (SIGKILL), as happens where memory runs out; set config.data.workers"
+            " lower"
+        )
     return None
 
 

@@ -235,9 +235,11 @@ def choose_splits(
     Raises:
         InputError: `splits` has a name that is none of `SPLITS`.
     """
-    chosen, taken = {}, 0
+    chosen, taken, needed = {}, 0, {*opened}
+    if "test" in needed - {*own, *(splits or {})}:
+        needed.add("validation")  # which is the test then
     for split in ("selection", "validation"):
-        if split in own or split not in opened:
+        if split in own or split not in needed:
             chosen[split] = split
         else:
             chosen[split] = f"train[{taken}%:{taken + share}%]"

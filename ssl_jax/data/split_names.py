@@ -10,7 +10,7 @@ from ssl_jax.runtime.errors import InputError
 NAMED = 5  # folders that a message names
 SPLITS = {  # name of a folder, in small letters -> the split in it
     **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
 # These tell of a split as well, but not of which: some mean validation by them, some a test.
@@ -80,9 +80,11 @@ def like_splits(names: Sequence[str], inside: Mapping[str, set[str]]) -> tuple[s
 
     They may be splits if
 
+    - all that lie side by side are called after splits, and not all after the same one;
     - one is called after `train` and another after another split, and their names are the same but for that
-      (`train2017` and `val2017`), or all that lie side by side are called after splits;
-    - one called after `train` holds folders of the same names as another;
+      (`train2017` and `val2017`);
+    - two that are called after different splits hold folders of the same names;
+    - one called just `train`, or `training`, holds folders of the same names as another;
     - one that is called just as a split holds folders of the names of those beside it.
 
     Args:
@@ -93,14 +95,16 @@ def like_splits(names: Sequence[str], inside: Mapping[str, set[str]]) -> tuple[s
     called = [name for name in names if words[name][0]]
     exact = [name for name in names if name.lower() in SPLITS]
     training = [name for name in called if "train" in words[name][0]]
-    others = [name for name in called if name not in training]
-    for first, second in itertools.product(sorted(training), sorted(others)):
-        if len(called) == len(names) or words[first][1] == words[second][1]:
+    in_order = sorted(training) + sorted(name for name in called if name not in training)
+    for first, second in itertools.combinations(in_order, 2):
+        if words[first][0] == words[second][0]:
+            continue
+        alike = first in training and words[first][1] == words[second][1]
+        if len(called) == len(names) or alike or inside[first] & inside[second]:
             return first, second
-    for first in training:
-        for second in names:
-            if first != second and (first in exact or second in others) and inside[first] & inside[second]:
-                return first, second
+    for first, second in itertools.product(training, names):
+        if first != second and first in exact and inside[first] & inside[second]:
+            return first, second
     for first in exact:
         if same := inside[first] & {*names} - {first}:
             return first, min(same)
@@ -108,7 +112,7 @@ def like_splits(names: Sequence[str], inside: Mapping[str, set[str]]) -> tuple[s
 
 
 def split_words(name: str) -> tuple[set[str], list[str]]:
-    """Returns what words of a folder's name say of splits (`train`, ..., `unclear`), and the other words."""
-    known = SPLITS | dict.fromkeys(UNCLEAR, "unclear")
+    """Returns what words of a folder's name say of splits (`train`, ..., or `UNCLEAR`), and the others."""
+    known = SPLITS | {name: name for name in UNCLEAR}
     words = [word.removesuffix("set") for word in re.findall("[a-z]+|[0-9]+", name.lower())]
     return {known[word] for word in words if word in known}, [word for word in words if word not in known]

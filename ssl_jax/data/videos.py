@@ -33,7 +33,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from ssl_jax.data import folders, formats, pipeline, sources
+from ssl_jax.data import folders, formats, manifests, pipeline, sources
 from ssl_jax.data.folders import Folder, Plan, Tree
 from ssl_jax.runtime import files
 from ssl_jax.runtime.errors import InputError
@@ -94,8 +94,9 @@ class Video:
     Attributes:
         path: relative to the folder.
         frames: how many there are.
-        times: when each is shown, in units of the stream, `pack`ed; None: frames have to be counted.
-        keys: which are keyframes, `pack`ed; None as well.
+        times: when each is shown, in units of the stream, as `manifests.pack` gives it; None: frames have
+            to be counted.
+        keys: which are keyframes, likewise; None as well.
     """
 
     path: str
@@ -358,21 +359,6 @@ def read_lines(root: str, name: str) -> list[str]:
 # --- Where the frames are
 
 
-def pack(values: Sequence[int]) -> list:
-    """Returns increasing numbers as the first and runs of equal steps: [first, [[step, times], ...]]."""
-    steps = np.diff(np.asarray(values, np.int64))
-    ends = np.flatnonzero(np.append(np.diff(steps), 1)) if len(steps) else np.zeros(0, int)
-    times = np.diff(np.append(-1, ends))
-    return [int(values[0]), [[int(steps[end]), int(number)] for end, number in zip(ends, times, strict=True)]]
-
-
-def unpack(packed: Sequence) -> np.ndarray:
-    """Returns what was packed: int64 [N]."""
-    first, runs = packed
-    steps = [np.full(number, step, np.int64) for step, number in runs]
-    return np.cumsum(np.concatenate([[first], *steps]))
-
-
 def look_into(root: str, paths: Sequence[str]) -> list[dict[str, Any]]:
     """Finds out where the frames of videos are, from the manifest where they have not changed since.
 
@@ -380,7 +366,7 @@ def look_into(root: str, paths: Sequence[str]) -> list[dict[str, Any]]:
         For each video its path, size and time, and `frames`, `times` and `keys` as in `Video`, or `cause`
         and `details` of why it cannot be used.
     """
-    known = {row["path"]: row for row in folders.read_manifest(root, "videos", HEADER) if is_row(row)}
+    known = {row["path"]: row for row in manifests.read(root, "videos", HEADER) if is_row(row)}
     rows: dict[str, dict[str, Any]] = {}
     for path in paths:
         try:
@@ -399,7 +385,7 @@ def look_into(root: str, paths: Sequence[str]) -> list[dict[str, Any]]:
                 rows[path] |= found
             logging.info("Looked into %d of %d videos of %s.", start + len(some), len(new), root)
             complete = [row for row in (known | rows).values() if len(row) > 3]
-            folders.write_manifest(root, "videos", HEADER, complete)
+            manifests.write(root, "videos", HEADER, complete)
     return [rows[path] for path in paths]
 
 
@@ -468,7 +454,7 @@ def probe(root: str, path: str, *, tries: int = 2) -> dict[str, Any]:
             return {"frames": len(times), "times": None, "keys": None}
         keyframes = {pts for pts, _, key in packets if key} | {times[0]}
         keys = [number for number, time in enumerate(times) if time in keyframes]
-        return {"frames": len(times), "times": pack(times), "keys": pack(keys)}
+        return {"frames": len(times), "times": manifests.pack(times), "keys": manifests.pack(keys)}
     except sources.TooLargeError as error:
         return {"cause": "too large", "details": str(error)}
     # Broken files make FFmpeg raise errors of many kinds, some of them the system's.
@@ -614,7 +600,7 @@ def read_frames(path: str, video: Video, steps: Sequence[int]) -> dict[int, byte
     """
     if video.times is None:
         return count_frames(path, steps)
-    times, keys = unpack(video.times), unpack(video.keys)
+    times, keys = manifests.unpack(video.times), manifests.unpack(video.keys)
     near, early = np.searchsorted(keys, [min(steps), min(steps) - 4 * DELAY], side="right") - 1
     wanted = {int(times[step]): step for step in steps}
     found: dict[int, bytes] = {}

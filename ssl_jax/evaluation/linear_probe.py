@@ -34,7 +34,7 @@ def pool(maps: jax.Array, grid: tuple[int, int]) -> jax.Array:
     Raises:
       InputError: the grid has more rows or columns than the maps.
     """
-    check_grid("a grid", grid, maps.shape[1:3])
+    check_grid("grid", grid, maps.shape[1:3])
     cells = [
         cell.mean((1, 2))
         for row in jnp.array_split(maps, grid[0], axis=1)

@@ -104,6 +104,13 @@ class Data:
     threads: int = 2
     prefetch: int = 4
 
+    def __post_init__(self):
+        if self.is_stand_in:
+            for name in ("originals", "fakes", "clip_frames"):
+                if getattr(self, name) < 1:
+                    raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
+            manipulated_clips.check_source(self.source)
+
     @property
     def is_stand_in(self) -> bool:
         """Whether the videos are no deepfakes."""
@@ -600,8 +607,8 @@ def run(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any
 def claim(workdir: str | Path, config: ml_collections.ConfigDict) -> Path:
     """`config.claim_workdir` with what may change."""
     fixed = (
-        "its training ends where validation gets no better, and its test is made; begin another one with its "
-        "encoder by --config.init.name=checkpoint and --config.init.path"
+        "early stopping decides when it ends, and scores on test may have been taken already; begin another "
+        "one with its encoder by --config.init.name=checkpoint and --config.init.path"
     )
     length = config_lib.Length("train.steps", fixed)
     return config_lib.claim_workdir(workdir, config, may_change=MAY_CHANGE["deepfake"], length=length)
@@ -611,14 +618,15 @@ def open_data(setup: Setup) -> dfdc.Dfdc:
     """The frames in their splits; the stand-in is built where it is missing."""
     data, path = setup.data, setup.data.path
     if data.is_stand_in:
-        path = manipulated_clips.build(
-            path or stand_in_directory(data),
-            num_originals=data.originals,
-            fakes_per_original=data.fakes,
-            frames=data.clip_frames,
-            source=data.source,
-            data_dir=data.data_dir,
-        )
+        with config_lib.errors_of("data"):
+            path = manipulated_clips.build(
+                path or stand_in_directory(data),
+                num_originals=data.originals,
+                fakes_per_original=data.fakes,
+                frames=data.clip_frames,
+                source=data.source,
+                data_dir=data.data_dir,
+            )
     elif path is None:
         raise InputError("config.data.path is missing; the data set dfdc needs the directory of its videos.")
     with config_lib.errors_of("data"):

@@ -331,7 +331,7 @@ def setup_from_config(config: ml_collections.ConfigDict) -> Setup:
     evaluation = section("evaluation", Evaluation)
     _check(sections, protocol, play, memory, train, exploration, evaluation)
     task = None
-    config_lib.check_known("auxiliary task", asked.name, ("none", *auxiliary.NAMES))
+    config_lib.check_known("config.auxiliary.name", asked.name, ("none", *auxiliary.NAMES))
     if asked.name != "none":
         with config_lib.errors_of("auxiliary"):
             task = auxiliary.make(

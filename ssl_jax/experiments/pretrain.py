@@ -227,7 +227,8 @@ def setup_from_config(config: ml_collections.ConfigDict, *, trains: bool = True)
         return setup
     check_periods(setup)
     if lengths:
-        _ = setup.cut  # raises where there are no such clips
+        with config_lib.errors_of("data"):
+            _ = setup.cut  # raises where there are no such clips
     if setup.probe.enabled and data.name.partition("/")[0] == "atari_frames":  # which has RAM labels
         check_pool(setup, "config.probe.pool", setup.probe.pool)
     return setup

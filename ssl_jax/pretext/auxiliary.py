@@ -70,14 +70,12 @@ def make(
     if name == "rotation":
         if frame_size[0] != frame_size[1]:
             raise InputError(
-                f"auxiliary task 'rotation' does not fit frames of {frame_size[0]} x {frame_size[1]} pixels: "
+                f"name='rotation' does not fit frames of {frame_size[0]} x {frame_size[1]} pixels: "
                 "a quarter turn needs square ones"
             )
         return Task(4, _choice(4, rotate))
     if stack < 2:
-        raise InputError(
-            f"auxiliary task {name!r} does not fit a stack of {stack} frame: it needs at least 2 in order"
-        )
+        raise InputError(f"name={name!r} does not fit a stack of {stack} frame: it needs at least 2 in order")
     orders = _all_orders(stack)
     if name == "arrow_of_time":
         orders = orders[jnp.array([0, -1])]  # forwards, and the last in lexicographic order: backwards
@@ -97,11 +95,13 @@ def _choice(num_classes, transform):
 def _jigsaw(frame_size, grid, max_permutations, seed):
     """All frames of a stack cut and shuffled alike, tiles put back side by side."""
     if min(grid) < 1 or math.prod(grid) < 2:
-        raise InputError(f"the auxiliary task's grid must have at least two tiles, not {grid[0]} x {grid[1]}")
+        raise InputError(f"grid must have at least two tiles, not {grid[0]} x {grid[1]}")
+    if max_permutations < 2:
+        raise InputError(f"max_permutations must be at least 2, not {max_permutations}")
     if frame_size[0] % grid[0] or frame_size[1] % grid[1]:
         raise InputError(
-            f"auxiliary task 'jigsaw' does not fit: frames of {frame_size[0]} x {frame_size[1]} pixels do "
-            f"not divide into a grid of {grid[0]} x {grid[1]} equal tiles"
+            f"grid={tuple(grid)} does not fit 'jigsaw': frames of {frame_size[0]} x {frame_size[1]} pixels "
+            f"do not divide into a grid of {grid[0]} x {grid[1]} equal tiles"
         )
     num_tiles = math.prod(grid)
     if math.factorial(num_tiles) <= max_permutations:

@@ -30,6 +30,16 @@ def following(command: Sequence[str]) -> list[str]:
     return [sys.executable, __file__, str(os.getpid()), *command]
 
 
+def leave_parent() -> None:
+    """Lets this process go on when the parent of `following` ends; to be called in the main thread."""
+    _send_when_parent_ends(0)
+
+
+def _send_when_parent_ends(number: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
+
+
 def begin_worker(index: int, count: int) -> None:
     """What a worker process of `multiprocessing` does first.
 
@@ -63,10 +73,9 @@ def starting_workers() -> Iterator[None]:
 
 
 def _become(parent: int, command: Sequence[str]) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # It has ended already.
-            os.kill(os.getpid(), signal.SIGTERM)
+    _send_when_parent_ends(signal.SIGTERM)
+    if sys.platform == "linux" and os.getppid() != parent:  # It has ended already.
+        os.kill(os.getpid(), signal.SIGTERM)
     os.execvp(command[0], command)
 
 

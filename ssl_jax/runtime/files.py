@@ -190,16 +190,16 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def decode_text(contents: bytes, path: str | os.PathLike) -> str:
-    """Returns the text of a file that a user brought, in UTF-8, with or without a byte order mark.
+    """The text of a file that a user brought, in UTF-8, with or without a byte order mark.
 
     Bytes that are no UTF-8, as in names of files of older systems, are kept as `os.fsdecode` keeps them.
 
     Args:
-        contents: of the file.
-        path: what to call it in a message.
+      contents: of the file.
+      path: what to call it in a message.
 
     Raises:
-        InputError: it is in UTF-16 or UTF-32, or no text.
+      InputError: it is in UTF-16 or UTF-32, or no text.
     """
     if b"\0" in contents or contents.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise InputError(f"{path} is text in UTF-16, or no text at all; save it as UTF-8.")

@@ -5,6 +5,8 @@ import signal
 import sys
 from typing import NoReturn, Self
 
+from ssl_jax.runtime import children
+
 
 class StopSignal:
     """Turns the first SIGTERM, SIGINT (Ctrl-C) or SIGHUP into a flag; the second acts as usual.
@@ -13,8 +15,10 @@ class StopSignal:
             while not stop.received:
                 ...
 
-    SIGHUP comes when the terminal is closed; where it is ignored, as under nohup, it stays so. Only the main
-    thread of a process can be told; elsewhere (a notebook's worker) nothing changes.
+    SIGHUP comes when the terminal is closed. Where it or SIGINT is ignored, as under nohup or in the
+    background of a script, it stays so. A process that was told to stop is not told again by the end of its
+    parent (see `children.following`), which would end it before it has saved. Only the main thread of a
+    process can be told; elsewhere (a notebook's worker) nothing changes.
 
     Attributes:
       received: the signal that came (`signal.SIGTERM`, `signal.SIGINT`, `signal.SIGHUP`), or None.
@@ -26,7 +30,7 @@ class StopSignal:
 
     def __enter__(self) -> Self:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+            if number != signal.SIGTERM and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             try:
                 self._before[number] = signal.signal(number, self._receive)
@@ -37,6 +41,7 @@ class StopSignal:
     def _receive(self, number, frame):
         del frame
         self.received = signal.Signals(number)
+        children.leave_parent()  # before the next signal acts as usual
         self._restore()
 
     def _restore(self):

@@ -64,7 +64,7 @@ def _why_no_devices(asked: str, reason: str) -> str:
         if platform in here:
             continue
         if platform in EXTRAS:
-            how = f'install them by pip install "ssl_jax[{platform}]"'
+            how = f'install them by pip install -e ".[{platform}]" in the directory of setup.py'
         else:
             close = difflib.get_close_matches(name, ["cpu", "gpu", *EXTRAS], n=1)
             meant = f", did you mean {close[0]!r}?" if close else ""
