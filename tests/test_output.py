@@ -153,8 +153,8 @@ def test_run_whose_reader_is_gone_has_all_of_its_results(tmp_path, atari_tiny_di
     run = ["--config=configs/jigsaw_rl.py:smoke", f"--workdir={tmp_path / 'run'}", *flags]
     command = [sys.executable, "-m", "ssl_jax.main", *run]
     assert finish_unheard(command, TFDS_DATA_DIR=atari_tiny_dir) == 0
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["protocol"]["train"]["steps"] == 2
-    assert runs.progress(tmp_path / "run") == 2
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["protocol"]["train"]["steps"] == 4
+    assert runs.progress(tmp_path / "run") == 4
     assert runs.saved_steps(tmp_path / "run")
     assert (tmp_path / "run" / "report.html").stat().st_size
 
