@@ -17,8 +17,6 @@ from PIL import Image
 from ssl_jax.data import clips, folders, pipeline, sources, videos
 from ssl_jax.runtime.errors import InputError
 
-pytestmark = pytest.mark.fast
-
 SIZE = bad_files.SIZE
 LIST = pathlib.Path(__file__).parents[1] / "results" / "bad_files.md"
 OPENCV = pathlib.Path("/usr/share/doc/opencv-doc/examples/data")

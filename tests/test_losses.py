@@ -4,11 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 from ssl_jax import losses
-
-pytestmark = pytest.mark.fast
 
 KEY = jax.random.key(0)
 

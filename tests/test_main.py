@@ -12,8 +12,6 @@ import pytest
 
 from ssl_jax.runtime import mesh as mesh_lib
 
-pytestmark = pytest.mark.fast
-
 # The experiment lives beside the config, for these tests are of the door and not of a room.
 CONFIG = """
 import os

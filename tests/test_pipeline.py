@@ -12,8 +12,6 @@ from PIL import Image
 from ssl_jax.data import pipeline, sources
 from ssl_jax.runtime.errors import InputError
 
-pytestmark = pytest.mark.fast
-
 ATARI = (210, 160)
 ODD = (48, 50)  # the largest of the odd pictures; the smallest has 40 rows
 BAD = {9: "unreadable", 11: "unreadable", 13: "undersized"}

@@ -17,8 +17,6 @@ from PIL import Image
 
 from ssl_jax.runtime.checkpoints import Checkpoints
 
-pytestmark = pytest.mark.fast
-
 TEMPLATE = '{"w": np.zeros(100_000), "b": jnp.float32(0)}'
 HEAD = f"""
 import os, sys

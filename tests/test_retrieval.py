@@ -9,8 +9,6 @@ from ssl_jax.evaluation import retrieval
 from ssl_jax.evaluation.features import Rows, collect
 from ssl_jax.runtime.errors import InputError
 
-pytestmark = pytest.mark.fast
-
 
 def naive(queries, keys, k, groups=None):
     """All similarities at once, sorted whole."""

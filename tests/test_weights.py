@@ -25,7 +25,7 @@ from ssl_jax.runtime.checkpoints import Checkpoints
 from ssl_jax.runtime.errors import InputError
 from tests.runs import ROOT
 
-pytestmark = [pytest.mark.fast, pytest.mark.usefixtures("little_optimization")]
+pytestmark = pytest.mark.usefixtures("little_optimization")
 
 KEY = jax.random.key(0)
 # As small as a residual network of each kind can be.
