@@ -379,22 +379,25 @@ def classify(
     """
     probe = fit_softmax(*train, protocol)
 
-    def score(examples, video):
+    def answer(examples, video):
+        """Labels of examples or of videos, [M], and the answers for every weight decay, [R, M]."""
         features, labels = examples
         if video is None:
-            return [scores.classification(labels, answers) for answers in probe.predict(features)]
-        # Places among the classes seen in train; a label that is not among them is never given.
-        places = np.searchsorted(probe.classes, labels)
-        known = probe.classes[np.minimum(places, len(probe.classes) - 1)] == labels
-        places = np.where(known, places, len(probe.classes) + labels)
-        return [
-            scores.video_classification(places, answers, video) for answers in probe.probabilities(features)
-        ]
+            return labels, probe.predict(features)
+        by_frame = np.moveaxis(probe.probabilities(features), 0, 1)
+        _, means = scores.video_scores(by_frame, video)
+        _, first = np.unique(video, return_index=True)
+        return labels[first], probe.classes[means.argmax(-1).T]
 
     of_validation, of_test = videos or (None, None)
-    validated = [found["accuracy"] for found in score(validation, of_validation)]
+    truth, answers = answer(validation, of_validation)
+    validated = (answers == truth[None]).mean(1)
     best = max(range(len(validated)), key=lambda r: (validated[r], protocol.weight_decays[r]))
-    return score(test, of_test)[best] | {"weight_decay": protocol.weight_decays[best]}
+    truth, answers = answer(test, of_test)
+    found = scores.classification(truth, answers[best])
+    if of_test is not None:
+        found["frame_accuracy"] = float(np.mean(probe.predict(test[0])[best] == test[1]))
+    return found | {"weight_decay": protocol.weight_decays[best]}
 
 
 def evaluate(
